@@ -1,0 +1,78 @@
+# Python 3.11 to 3.13 and make are all that is needed. `make` alone says what there is.
+#
+# The environment is .venv, installed once from constraints.txt; everything after that works without a network.
+# Another Python: make demo PYTHON=python3.12. Some of the tests: make test ARGS="tests/producers -x".
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench clean
+
+help:
+	@echo "make demo     real events through every door, every number checked (about two minutes)"
+	@echo "make test     the tests, on a real Kafka broker and a real ClickHouse engine"
+	@echo "make check    linters, types, the architecture's rules, the built wheel"
+	@echo "make format   format the code"
+	@echo "make bench    measure (not built yet)"
+	@echo "make clean    remove the environment and all caches of this folder"
+
+demo: $(INSTALLED)
+	@$(BIN)/python tests/demo/demo.py $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/python tests/check_wheel.py
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench:
+	@echo "make bench is not built yet: there are no figures of speed to show before it measures them." >&2
+	@exit 1
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+# What a machine must have. Runs on any Python, so that an old one is told apart too.
+define PREFLIGHT
+import shutil, sys
+found = "%d.%d" % sys.version_info[:2]
+if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+    sys.exit("Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is %s. Name another: make PYTHON=python3.12" % found)
+try:
+    import ensurepip, venv
+except ImportError:
+    sys.exit("$(PYTHON) was installed without venv. On Debian and Ubuntu: apt install python3-venv "
+             "(or python%s-venv), then run make again." % found)
+import tempfile
+for folder, wanted, why in ((".", 3.0, "the environment (1.4 GB) and the demo"), (tempfile.gettempdir(), 1.0, "downloads")):
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < wanted:
+        sys.exit("%s has %.1f GB free; %s need %.0f GB. Make room, then run make again." % (folder, free, why, wanted))
+endef
+export PREFLIGHT
+
+# The build backend first and from the same list, so that nothing is fetched beside it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "there is no $(PYTHON); install Python 3.11 to 3.13, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c "$$PREFLIGHT"
+	@echo "Installing into $(VENV): about 400 MB to download, 1.4 GB on disk, some minutes. Once only."
+	@$(PYTHON) -m venv $(VENV)
+	@{ $(PIP) install --quiet --retries 3 -c constraints.txt hatchling && \
+		$(PIP) install --quiet --retries 3 -c constraints.txt --no-build-isolation -e '.[test]'; } || \
+		{ echo "The packages could not be installed; pip's message is above. Without a network, connect it (or set" \
+			"HTTPS_PROXY or PIP_INDEX_URL), then run make again: it goes on where it stopped." >&2; exit 1; }
+	@touch $@
