@@ -1,0 +1,179 @@
+"""A block: one gapless range [start, end) of one partition, with the verdict of every line in it.
+
+Its *intent* is the metadata of the commit at `start`: who rebuilds the range with the intent's versions gets the same
+rows and the same checksum, so that a block is either counted once or not at all, whoever finishes it.
+"""
+
+from enum import IntEnum
+from struct import Struct as Packing
+from typing import Final, NamedTuple
+
+import msgspec
+
+from pipeline.event import Event, FieldError
+
+#: Version of the stages' rules. Whoever changes what a line's verdict, meters or checksum are raises it; a worker
+#: rebuilds a block only under the version that its intent names.
+RULES: Final = 1
+_TAG: Final = "tallystream/1"
+METADATA_BYTES_MAX: Final = 4096  # Kafka's offset.metadata.max.bytes
+
+
+class Verdict(IntEnum):
+    """What became of a line. Stable numbers: they go into the checksum."""
+
+    ACCEPTED = 0
+    DUPLICATE = 1
+    CONFLICT = 2
+    REJECTED = 3
+    REROUTED = 4
+
+
+class Position(NamedTuple):
+    """Where an event lies; ordered as the log is, older topic epochs first."""
+
+    epoch: int
+    offset: int
+    line: int
+
+
+class Sighting(NamedTuple):
+    """The first sighting of an id: its position, 40 bits of its content hash, and append time in seconds."""
+
+    position: Position
+    content: int
+    append_s: int
+
+
+class LogRecord(NamedTuple):
+    """A record of the events topic. `append_ms`: the broker's append time; headers as they came."""
+
+    offset: int
+    append_ms: int
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+
+
+class Line(msgspec.Struct, gc=False):
+    """One line of a record on its way through the stages; each stage fills in its part."""
+
+    offset: int
+    line: int
+    append_ms: int
+    account: str
+    raw: bytes
+    event: Event | None = None
+    errors: tuple[FieldError, ...] = ()
+    headers: tuple[tuple[str, bytes], ...] = ()
+    defaulted: bool = False
+    key: int = 0
+    content: int = 0
+    verdict: Verdict = Verdict.REJECTED
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """Lines of a block by verdict. events = the sum of the others."""
+
+    events: int = 0
+    accepted: int = 0
+    duplicates: int = 0
+    conflicts: int = 0
+    rejected: int = 0
+    rerouted: int = 0
+
+
+class Intent(msgspec.Struct, frozen=True):
+    """What a worker states before it acts on a block. `stated_ms` (t0) is the time of the first statement."""
+
+    epoch: int
+    start: int
+    end: int
+    rows: int
+    crc: int
+    catalog_version: int
+    rules: int
+    stated_ms: int
+
+
+class _Metadata(msgspec.Struct, omit_defaults=True):
+    """The commit metadata on the wire."""
+
+    tag: str
+    epoch: int
+    end: int = -1
+    rows: int = 0
+    crc: str = ""
+    catalog: int = -1
+    rules: int = 0
+    t0: int = 0
+
+
+class Committed(NamedTuple):
+    """A commit of ours, read back. `intent` is None when no block was under way."""
+
+    epoch: int
+    offset: int
+    intent: Intent | None
+
+
+def encode_metadata(epoch: int, intent: Intent | None) -> str:
+    """Commit metadata of an intent, or of none."""
+    if intent is None:
+        return msgspec.json.encode(_Metadata(_TAG, epoch)).decode()
+    return msgspec.json.encode(
+        _Metadata(
+            _TAG,
+            epoch,
+            intent.end,
+            intent.rows,
+            f"{intent.crc:016x}",
+            intent.catalog_version,
+            intent.rules,
+            intent.stated_ms,
+        )
+    ).decode()
+
+
+def decode_metadata(offset: int, text: str) -> Committed | None:
+    """The commit at `offset`, or None when its metadata is not ours (a tool has moved the offset)."""
+    try:
+        found = msgspec.json.decode(text, type=_Metadata)
+        crc = int(found.crc or "0", 16)
+    except (msgspec.MsgspecError, ValueError):
+        return None
+    if found.tag != _TAG:
+        return None
+    if found.end < 0:
+        return Committed(found.epoch, offset, None)
+    return Committed(
+        found.epoch,
+        offset,
+        Intent(found.epoch, offset, found.end, found.rows, crc, found.catalog, found.rules, found.t0),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ sightings
+
+KEY_BYTES: Final = 16
+SIGHTING_BYTES: Final = 20
+CONTENT_MASK: Final = (1 << 40) - 1
+_sighting = Packing("<QQI")
+pack_raw = _sighting.pack
+unpack_raw = _sighting.unpack
+
+
+def pack_sighting(sighting: Sighting) -> bytes:
+    """20 bytes: offset (48 bits) and epoch (16), content hash (40) and line (24), append time in seconds (32)."""
+    (epoch, offset, line), content, append_s = sighting
+    return pack_raw(offset << 16 | epoch, content << 24 | line, append_s)
+
+
+def unpack_sighting(packed: bytes) -> Sighting:
+    """The sighting that `pack_sighting` packed."""
+    place, rest, append_s = unpack_raw(packed)
+    return Sighting(Position(place & 0xFFFF, place >> 16, rest & 0xFFFFFF), rest >> 24, append_s)
+
+
+def earlier(one: bytes, other: bytes) -> bytes:
+    """The packed sighting with the smaller position."""
+    return one if unpack_sighting(one).position <= unpack_sighting(other).position else other

@@ -1,0 +1,304 @@
+"""Sink: the accepted lines of a block become columns for the store, rows of the ledger and a checksum. Pure.
+
+One insert feeds every table, but the engine writes table by table and month by month. So each block also carries one
+*mark* a month: a row of account '' (no customer's) that flows through every view like an event and lands in the same
+part as the block's rows. A mark's value is the block's start; the largest one of a table and month tells whether the
+block has arrived there, their number whether any arrived twice.
+"""
+
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Context, Decimal
+from typing import Final
+
+import msgspec
+import pyarrow as pa
+from xxhash import xxh3_64_intdigest
+
+from pipeline.block import Counts, Intent, Line, Verdict
+from pipeline.event import Event
+from pipeline.stages.mapping import DimensionValue, Mapper, Meter
+
+MARK_ACCOUNT: Final = ""
+_DECIMAL = pa.decimal128(38, 9)
+_HASH = pa.binary(16)
+_MICROSECONDS = pa.timestamp("us", "UTC")
+_MILLISECONDS = pa.timestamp("ms", "UTC")
+_ZERO: Final = Decimal(0)
+_EXACT: Final = Context(prec=200)  # the default of 28 digits would round
+_MONTH_LINE: Final = 0xFFFF_FFFF  # a mark's line number; no event has it
+
+
+class MonthEntry(msgspec.Struct, frozen=True):
+    """The ledger's row for one month (YYYYMM) of a block: rows, exact sum of values, sum of id hashes mod 2**128."""
+
+    month: int
+    rows: int
+    value_sum: Decimal
+    id_hash_sum: int
+
+
+class Block(msgspec.Struct, kw_only=True, gc=False):
+    """A block that is ready to be stated and then acted on."""
+
+    topic: str
+    epoch: int
+    partition: int
+    start: int
+    end: int
+    counts: Counts
+    crc: int
+    catalog_version: int
+    rules: int
+    append_ms_max: int
+    months: tuple[MonthEntry, ...]
+    rows: pa.RecordBatch | None
+    sightings: dict[bytes, bytes]
+    rejects: tuple[Line, ...]
+    forwards: tuple[Line, ...]
+    bytes: int
+
+    def intent(self, stated_ms: int) -> Intent:
+        """What is committed before anything of the block leaves the worker."""
+        return Intent(
+            self.epoch,
+            self.start,
+            self.end,
+            self.counts.accepted,
+            self.crc,
+            self.catalog_version,
+            self.rules,
+            stated_ms,
+        )
+
+    @property
+    def token(self) -> str:
+        """The insert's deduplication token: the block's range, the same on every try."""
+        return f"{self.topic}:{self.epoch}:{self.partition}:{self.start}-{self.end}"
+
+
+def mark_name(topic: str, epoch: int, partition: int) -> str:
+    """The name under which a partition's marks lie in every table."""
+    return f"{topic}:{epoch}:{partition}"
+
+
+def make_block(
+    lines: Sequence[Line],
+    *,
+    topic: str,
+    epoch: int,
+    partition: int,
+    start: int,
+    end: int,
+    mapper: Mapper,
+    catalog_version: int,
+    rules: int,
+    sightings: dict[bytes, bytes],
+) -> Block:
+    """The block of these judged lines."""
+    accepted = [line for line in lines if line.verdict == Verdict.ACCEPTED]
+    measured = [_measure(line, mapper) for line in accepted]
+    months = _months(accepted)
+    counts = _counts(lines)
+    return Block(
+        topic=topic,
+        epoch=epoch,
+        partition=partition,
+        start=start,
+        end=end,
+        counts=counts,
+        crc=_checksum(lines, accepted, measured),
+        catalog_version=catalog_version,
+        rules=rules,
+        append_ms_max=max((line.append_ms for line in lines), default=0),
+        months=months,
+        rows=_columns(
+            accepted,
+            measured,
+            months,
+            topic=topic,
+            epoch=epoch,
+            partition=partition,
+            start=start,
+            catalog_version=catalog_version,
+        )
+        if accepted
+        else None,
+        sightings=sightings,
+        rejects=tuple(line for line in lines if line.verdict in (Verdict.REJECTED, Verdict.CONFLICT)),
+        forwards=tuple(line for line in lines if line.verdict == Verdict.REROUTED),
+        bytes=sum(len(line.raw) for line in lines),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ private
+
+_Measured = tuple[tuple[Meter, ...], tuple[DimensionValue, ...]]
+
+
+def _measure(line: Line, mapper: Mapper) -> _Measured:
+    event = _event(line)
+    return (
+        mapper.meters(
+            line.account, event.event_name, event.feature_id, event.timestamp_us, event.value, event.document
+        ),
+        mapper.dimensions(line.account, event.timestamp_us, event.document),
+    )
+
+
+def _event(line: Line) -> Event:
+    if line.event is None:
+        raise AssertionError(f"line {line.offset}:{line.line} was accepted without an event")
+    return line.event
+
+
+def _counts(lines: Sequence[Line]) -> Counts:
+    found = [0] * len(Verdict)
+    for line in lines:
+        found[line.verdict] += 1
+    return Counts(len(lines), *found)
+
+
+def _month(timestamp_us: int) -> int:
+    moment = datetime.fromtimestamp(timestamp_us // 1_000_000, UTC)
+    return moment.year * 100 + moment.month
+
+
+def _months(accepted: Sequence[Line]) -> tuple[MonthEntry, ...]:
+    rows: dict[int, int] = {}
+    values: dict[int, int] = {}
+    hashes: dict[int, int] = {}
+    days: dict[int, int] = {}
+    for line in accepted:
+        event = _event(line)
+        day = event.timestamp_us // 86_400_000_000
+        month = days.get(day)
+        if month is None:
+            month = days[day] = _month(event.timestamp_us)
+        rows[month] = rows.get(month, 0) + 1
+        values[month] = values.get(month, 0) + scaled(event.value)
+        hashes[month] = hashes.get(month, 0) + line.key
+    return tuple(
+        MonthEntry(month, rows[month], unscaled(values[month]), hashes[month] % (1 << 128)) for month in sorted(rows)
+    )
+
+
+def scaled(value: Decimal) -> int:
+    """The value in units of 10**-9, exact: sums of ints never round."""
+    return int(value.scaleb(9, _EXACT))
+
+
+def unscaled(units: int) -> Decimal:
+    """The Decimal of so many units of 10**-9, whatever the precision of the context."""
+    digits = tuple(map(int, str(abs(units))))
+    return Decimal((int(units < 0), digits, -9))
+
+
+def _checksum(lines: Sequence[Line], accepted: Sequence[Line], measured: Sequence[_Measured]) -> int:
+    """64 bits over all verdicts and over what the rows say; from values, not from a library's serialisation, so that
+    an upgrade of that library leaves the checksum alone."""
+    parts = [bytes([line.verdict for line in lines])]
+    parts += [line.key.to_bytes(16, "little") for line in accepted]
+    parts.append(array("Q", [line.content for line in accepted]).tobytes())
+    parts.append(array("I", [len(found) for pair in measured for found in pair]).tobytes())
+    parts.append(array("Q", [line.offset << 24 | line.line for line in accepted]).tobytes())
+    parts.append(
+        "\x00".join(
+            [f"{m.feature}\x01{m.rev}\x01{m.quantity}\x01{m.distinct_hash}" for ms, _ in measured for m in ms]
+        ).encode()
+    )
+    dimensions = [f"{d.name}\x01{d.rev}\x01{d.text}\x01{d.number}" for _, ds in measured for d in ds]
+    parts.append("\x00".join(dimensions).encode())
+    return xxh3_64_intdigest(b"\x02".join(parts))
+
+
+def _columns(
+    accepted: Sequence[Line],
+    measured: Sequence[_Measured],
+    months: Sequence[MonthEntry],
+    *,
+    topic: str,
+    epoch: int,
+    partition: int,
+    start: int,
+    catalog_version: int,
+) -> pa.RecordBatch:
+    """The rows of `ingest` (see sql/), without the deadline, which each try sets anew. Marks come last."""
+    events = [_event(line) for line in accepted]
+    name = mark_name(topic, epoch, partition)
+    marks = len(months)
+    first = Decimal(start)
+    mark_times = [int(datetime(m.month // 100, m.month % 100, 1, tzinfo=UTC).timestamp()) * 1_000_000 for m in months]
+    append_max = max(line.append_ms for line in accepted)
+    mark_measure: _Measured = ((Meter(name, epoch, first, 1),), (DimensionValue("block", epoch, name, None),))
+    all_measured = [*measured, *([mark_measure] * marks)]
+    total = len(events) + marks
+
+    def text(values: Iterable[str | None], mark: str) -> pa.Array:
+        return pa.array([*[v or "" for v in values], *([mark] * marks)], pa.string())
+
+    def number(values: Iterable[int], mark: int, kind: pa.DataType) -> pa.Array:
+        return pa.array([*values, *([mark] * marks)], kind)
+
+    columns: dict[str, pa.Array] = {
+        "account": text((line.account for line in accepted), MARK_ACCOUNT),
+        "client_id": text((e.client_id for e in events), name),
+        "entity_id": text((e.entity_id for e in events), ""),
+        "timestamp": pa.array([*[e.timestamp_us for e in events], *mark_times], pa.int64()).cast(_MICROSECONDS),
+        "append_time": number((line.append_ms for line in accepted), append_max, pa.int64()).cast(_MILLISECONDS),
+        "transaction_id": text((e.transaction_id for e in events), ""),
+        "id_hash": pa.array([*[line.key.to_bytes(16, "little") for line in accepted], *([bytes(16)] * marks)], _HASH),
+        "event_name": text((e.event_name for e in events), name),
+        "feature_id": text((e.feature_id for e in events), ""),
+        "kind": number((1 for _ in events), 1, pa.int8()),
+        "target_id": text(("" for _ in events), ""),
+        "value": pa.array([*[e.value for e in events], *([first] * marks)], _DECIMAL),
+        "data": pa.array([*[e.data for e in events], *([b""] * marks)], pa.binary()),
+        **_nested(
+            "meters",
+            [meters for meters, _ in all_measured],
+            {
+                "feature": (lambda m: m.feature, pa.string()),
+                "rev": (lambda m: m.rev, pa.uint64()),
+                "quantity": (lambda m: m.quantity, _DECIMAL),
+                "distinct_hash": (lambda m: m.distinct_hash.to_bytes(16, "little"), _HASH),
+            },
+        ),
+        **_nested(
+            "dims",
+            [dims for _, dims in all_measured],
+            {
+                "name": (lambda d: d.name, pa.string()),
+                "rev": (lambda d: d.rev, pa.uint64()),
+                "text": (lambda d: d.text, pa.string()),
+                "number": (lambda d: _ZERO if d.number is None else d.number, _DECIMAL),
+                "is_number": (lambda d: int(d.number is not None), pa.uint8()),
+            },
+        ),
+        "catalog_version": number((catalog_version for _ in events), catalog_version, pa.int64()),
+        "epoch": pa.repeat(pa.scalar(epoch, pa.uint32()), total),
+        "partition": pa.repeat(pa.scalar(partition, pa.uint32()), total),
+        "offset": number((line.offset for line in accepted), start, pa.uint64()),
+        "line": number((line.line for line in accepted), _MONTH_LINE, pa.uint32()),
+        "block_start": pa.repeat(pa.scalar(start, pa.uint64()), total),
+        "content_hash": number((line.content for line in accepted), 0, pa.uint64()),
+    }
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _nested(
+    name: str,
+    lists: Sequence[Sequence[object]],
+    fields: Mapping[str, tuple[Callable[..., object], pa.DataType]],
+) -> dict[str, pa.Array]:
+    """The columns of a Nested: equally long lists that share their offsets."""
+    offsets = array("i", [0])
+    for values in lists:
+        offsets.append(offsets[-1] + len(values))
+    where = pa.array(offsets, pa.int32())
+    flat = [value for values in lists for value in values]
+    return {
+        f"{name}.{field}": pa.ListArray.from_arrays(where, pa.array([read(value) for value in flat], kind))
+        for field, (read, kind) in fields.items()
+    }
