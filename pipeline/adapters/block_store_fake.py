@@ -1,0 +1,186 @@
+"""The store in memory: the fake of `adapters/block_store.py`, for tests and experiments.
+
+Rules: like the engine it writes an insert table by table and month by month, each under the insert's token, which it
+remembers per table and month; it looks at the deadline once, when the rows arrive. `events` are facts, `event_ids`
+the permanent ids, the others stand for rollups.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, NamedTuple
+
+from pipeline.block import Intent, Position, Sighting, Verdict, pack_sighting
+from pipeline.ports import Epoch, Landed, Progress, StoreError
+from pipeline.stages.sink import MARK_ACCOUNT, Block
+
+TABLES: Final = ("events", "event_ids", "usage_client_day", "usage_15m")
+Place = tuple[str, int]
+BlockName = tuple[int, int, int]
+
+
+class Fact(NamedTuple):
+    """A row as the tests see it."""
+
+    key: int
+    position: Position
+    content: int
+    append_s: int
+    month: int
+    features: tuple[str, ...]
+
+
+class Arrival(NamedTuple):
+    """Rows of a block that came into one table and month together."""
+
+    block: BlockName
+    facts: tuple[Fact, ...]
+
+
+class Entry(NamedTuple):
+    """A block in the ledger."""
+
+    block: Block
+    intent: Intent
+
+
+class MemoryBlocks:
+    """Blocks in dicts."""
+
+    def __init__(self, now_ms: Callable[[], int], *, token_window_ms: int) -> None:
+        self.epochs: dict[tuple[str, int], Epoch] = {}
+        self.ledger: dict[BlockName, Entry] = {}
+        self.arrivals: dict[Place, list[Arrival]] = {}
+        self.rejects: dict[tuple[int, Position], Verdict] = {}
+        self.progress: list[Progress] = []
+        self._now_ms = now_ms
+        self._token_window_ms = token_window_ms
+        self._tokens: dict[tuple[Place, str], int] = {}
+
+    # -- epochs and ledger
+
+    def epoch(self, topic_id: str, partition: int) -> Epoch:
+        """The epoch of the topic with this id."""
+        known = self.epochs.get((topic_id, partition))
+        if known is not None:
+            return known
+        same = {e.number for (identity, _), e in self.epochs.items() if identity == topic_id}
+        highest = max((e.number for e in self.epochs.values()), default=-1)
+        return Epoch(min(same) if same else highest + 1, known=False, first_offset=0)
+
+    def begin_epoch(self, epoch: int, partition: int, topic_id: str, partitions: int, first_offset: int) -> None:
+        """Notes the partition's very first start."""
+        self.epochs[topic_id, partition] = Epoch(epoch, known=True, first_offset=first_offset)
+
+    def last_block(self, epoch: int, partition: int) -> Intent | None:
+        """The ledger's newest block of the partition."""
+        names = [name for name in self.ledger if name[:2] == (epoch, partition)]
+        return self.ledger[max(names)].intent if names else None
+
+    def counted_before(self, epoch: int, partition: int, offset: int) -> tuple[int, int] | None:
+        """Epoch and end of the last block at or before that offset."""
+        ends = [(e, entry.block.end) for (e, p, _), entry in self.ledger.items() if p == partition]
+        return max((end for end in ends if end <= (epoch, offset)), default=None)
+
+    def write_ledger(self, block: Block, stated_ms: int) -> None:
+        """The block's entry; the same block written again replaces itself."""
+        self.ledger[block_name(block)] = Entry(block, block.intent(stated_ms))
+
+    # -- rows
+
+    def insert(self, block: Block, deadline_ms: int) -> None:
+        """All rows, step by step."""
+        for step in self.steps(block, deadline_ms):
+            step()
+
+    def steps(self, block: Block, deadline_ms: int) -> Iterator[Callable[[], None]]:
+        """What an insert does one after the other; whoever stops in between leaves it half done."""
+        if self._now_ms() > deadline_ms:
+            raise StoreError(469, "the insert came after its deadline")
+        return iter([lambda place=place: self._land(place, block, block.token) for place in self.places(block)])
+
+    def places(self, block: Block) -> list[Place]:
+        """Tables and months that the block goes to, in the order of writing."""
+        if block.rows is None:
+            return []
+        months = [entry.month for entry in block.months]
+        return [(table, month) for table in TABLES for month in ([0] if table == "event_ids" else months)]
+
+    def landed(self, block: Block) -> Landed:
+        """What has arrived of the block, table by table."""
+        name = block_name(block)
+        return Landed(
+            {
+                place: sum(arrival.block == name for arrival in self.arrivals.get(place, ()))
+                for place in self.places(block)
+            }
+        )
+
+    def repair(self, block: Block, landed: Landed) -> None:
+        """Adds what is missing, under tokens of their own."""
+        for place in landed.missing:
+            self._land(place, block, f"{block.token}:repair")
+
+    def write_rejects(self, block: Block) -> None:
+        """Refused lines and conflicts, by position."""
+        for line in block.rejects:
+            self.rejects[block.partition, Position(block.epoch, line.offset, line.line)] = line.verdict
+
+    def write_progress(self, rows: list[Progress]) -> None:
+        """How far the partitions are counted."""
+        self.progress = list(rows)
+
+    def sightings(self, partition: int, after: int) -> list[tuple[bytes, bytes]]:
+        """First sightings with hashes above `after`, a few at a time."""
+        facts = sorted(
+            fact
+            for arrival in self.arrivals.get(("event_ids", 0), ())
+            if arrival.block[1] == partition
+            for fact in arrival.facts
+            if fact.key > after
+        )
+        return [
+            (f.key.to_bytes(16, "little"), pack_sighting(Sighting(f.position, f.content, f.append_s)))
+            for f in facts[:3]
+        ]
+
+    def note_token(self, place: Place, token: str) -> None:
+        """Rows under this token are taken for known in that table and month from now on."""
+        self._tokens[place, token] = self._now_ms()
+
+    def facts(self, table: str) -> list[tuple[int, Fact]]:
+        """Every row of a table with its partition."""
+        return [
+            (arrival.block[1], fact)
+            for (name, _), arrivals in self.arrivals.items()
+            if name == table
+            for arrival in arrivals
+            for fact in arrival.facts
+        ]
+
+    def _land(self, place: Place, block: Block, token: str) -> None:
+        known_ms = self._tokens.get((place, token))
+        if known_ms is not None and self._now_ms() - known_ms <= self._token_window_ms:
+            return
+        self.note_token(place, token)
+        facts = tuple(fact for fact in _facts(block) if place[1] in (0, fact.month))
+        self.arrivals.setdefault(place, []).append(Arrival(block_name(block), facts))
+
+
+def block_name(block: Block) -> BlockName:
+    """Epoch, partition and start: a block's name."""
+    return block.epoch, block.partition, block.start
+
+
+def _facts(block: Block) -> Iterator[Fact]:
+    rows: Mapping[str, list[object]] = block.rows.to_pydict() if block.rows is not None else {"account": []}
+    for i, account in enumerate(rows["account"]):
+        if account == MARK_ACCOUNT:
+            continue
+        when, appended = rows["timestamp"][i], rows["append_time"][i]
+        yield Fact(
+            int.from_bytes(rows["id_hash"][i], "little"),  # type: ignore[arg-type]
+            Position(block.epoch, rows["offset"][i], rows["line"][i]),  # type: ignore[arg-type]
+            rows["content_hash"][i],  # type: ignore[arg-type]
+            int(appended.timestamp()),  # type: ignore[attr-defined]
+            when.year * 100 + when.month,  # type: ignore[attr-defined]
+            tuple(rows["meters.feature"][i]),  # type: ignore[arg-type]
+        )

@@ -1,0 +1,366 @@
+"""Kafka: writing records, following a topic, reading a range. The one module that imports aiokafka.
+
+Rules: producers are idempotent with acks=all, consumers read only what is committed, a missing offset is an error
+and never a silent jump. Every wait has a bound.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import errors as Errors  # noqa: N812 - as the driver's own code calls them
+from aiokafka.consumer.group_coordinator import OffsetCommitRequest
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import KafkaError
+
+from pipeline.ports import CommitAnswer, Header, LogUnavailable, Record
+from pipeline.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+RECORD_BYTES_MAX: Final = 512 * 1024
+_REQUEST_BYTES_MAX: Final = 1024 * 1024  # Kafka's default of message.max.bytes
+_CONNECT_TIMEOUT_S: Final = 20.0
+#: The broker has lost the producer's sequence: whatever this producer sends from now on is refused.
+_PRODUCER_LOST: Final = (
+    Errors.OutOfOrderSequenceNumber,
+    Errors.UnknownProducerId,
+    Errors.InvalidProducerEpoch,
+    Errors.InvalidProducerIdMapping,
+    Errors.ProducerFenced,
+)
+
+
+def connection(settings: Settings) -> dict[str, Any]:
+    """What every client of the cluster is given."""
+    options: dict[str, Any] = {
+        "bootstrap_servers": settings.kafka,
+        "security_protocol": settings.kafka_security,
+    }
+    if settings.kafka_security.endswith("SSL"):
+        options["ssl_context"] = ssl.create_default_context()
+    if settings.kafka_security.startswith("SASL"):
+        options["sasl_mechanism"] = "SCRAM-SHA-512"
+        options["sasl_plain_username"] = settings.kafka_user
+        options["sasl_plain_password"] = settings.kafka_password.get_secret_value()
+    return options
+
+
+class RecordWriter:
+    """Writes records and tells the offset once all in-sync replicas have them. One per process and event loop."""
+
+    def __init__(self, settings: Settings, *, timeout_s: float = 10.0, linger_ms: int = 2) -> None:
+        self._settings = settings
+        self._timeout_s = timeout_s
+        self._linger_ms = linger_ms
+        self._producer: AIOKafkaProducer | None = None
+        self._renewing = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Connects; raises LogUnavailable when no broker answers."""
+        self._producer = await self._connected()
+
+    async def stop(self) -> None:
+        """Sends what is buffered as far as Kafka takes it within the time-out, then closes."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await self._closed(producer)
+
+    async def partitions(self, topic: str) -> int:
+        """How many partitions the topic has."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return len(await self._running().partitions_for(topic))
+        except (KafkaError, TimeoutError) as error:
+            raise LogUnavailable(f"Kafka tells nothing of topic {topic}: {error!r}") from error
+
+    async def write(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        partition: int,
+        key: bytes | None = None,
+        headers: Sequence[Header] = (),
+    ) -> int:
+        """One record; returns its offset after the acknowledgement. Raises LogUnavailable past the time-out."""
+        producer = self._running()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                sent = await producer.send(topic, value, key=key, partition=partition, headers=list(headers))
+                # shielded: a caller that gives up must not cancel a batch that holds other callers' records
+                metadata = await asyncio.shield(sent)
+        except (KafkaError, TimeoutError) as error:
+            if isinstance(error, _PRODUCER_LOST) or producer._sender.sender_task.done():
+                await self._renew(producer)
+            raise LogUnavailable(f"Kafka did not acknowledge a record for {topic}: {error!r}") from error
+        return int(metadata.offset)
+
+    async def _renew(self, lost: AIOKafkaProducer) -> None:
+        """A producer whose sequence the broker no longer knows fails for ever: another one takes its place."""
+        async with self._renewing:
+            if self._producer is lost:
+                self._producer = await self._connected()
+                await self._closed(lost)
+
+    async def _connected(self) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(
+            **connection(self._settings),
+            acks="all",
+            enable_idempotence=True,
+            compression_type="lz4",
+            linger_ms=self._linger_ms,
+            max_batch_size=_REQUEST_BYTES_MAX // 2,
+            max_request_size=_REQUEST_BYTES_MAX,
+            request_timeout_ms=int(self._timeout_s * 1000),
+        )
+        await _start(producer)
+        return producer
+
+    async def _closed(self, producer: AIOKafkaProducer) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await producer.stop()
+        except TimeoutError:  # an idempotent producer never gives up by itself
+            await producer._sender.close()
+            await producer.client.close()
+
+    def _running(self) -> AIOKafkaProducer:
+        if self._producer is None:
+            raise LogUnavailable("the writer is not started")
+        return self._producer
+
+
+async def follow(settings: Settings, topic: str, start: int, *, partition: int = 0) -> AsyncIterator[Record]:
+    """The records of one partition from offset `start` on, for as long as the caller listens.
+
+    Gaps in the offsets (compaction, transaction marks) are normal. Raises LogUnavailable.
+    """
+    consumer = _reader(settings)
+    place = TopicPartition(topic, partition)
+    await _start(consumer)
+    try:
+        consumer.assign([place])
+        consumer.seek(place, start)
+        while True:
+            for records in (await consumer.getmany(timeout_ms=1000)).values():
+                for record in records:
+                    yield _record(record)
+    except KafkaError as error:
+        raise LogUnavailable(f"Kafka stopped giving {topic}: {error!r}") from error
+    finally:
+        await consumer.stop()
+
+
+async def read_range(
+    settings: Settings, topic: str, partition: int, start: int, end: int
+) -> AsyncIterator[Sequence[Record]]:
+    """The records with offsets in [start, end), in batches, then stops. Blocks until `end` is reached.
+
+    Raises LogUnavailable when the log does not hold `start` any more (the caller asked `bounds` first) or is away.
+    """
+    if start >= end:
+        return
+    consumer = _reader(settings)
+    place = TopicPartition(topic, partition)
+    await _start(consumer)
+    try:
+        consumer.assign([place])
+        consumer.seek(place, start)
+        position = start
+        while position < end:
+            batch = await consumer.getmany(timeout_ms=1000)
+            records = [_record(r) for found in batch.values() for r in found if r.offset < end]
+            if records:
+                yield records
+            position = await consumer.position(place)
+    except KafkaError as error:
+        raise LogUnavailable(f"Kafka stopped giving {topic}: {error!r}") from error
+    finally:
+        await consumer.stop()
+
+
+def _reader(settings: Settings) -> AIOKafkaConsumer:
+    return AIOKafkaConsumer(
+        **connection(settings),
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level="read_committed",
+        fetch_max_wait_ms=250,
+        max_partition_fetch_bytes=4 * RECORD_BYTES_MAX,
+    )
+
+
+async def _start(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
+    try:
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            await client.start()
+    except asyncio.CancelledError:
+        await client.stop()  # half a connection would outlive whoever gave up
+        raise
+    except (KafkaError, TimeoutError, OSError) as error:
+        await client.stop()
+        raise LogUnavailable(f"no Kafka broker answers: {error!r}; is it running, and is TALLY_KAFKA right?") from error
+
+
+def _record(found: Any) -> Record:
+    return Record(found.offset, found.key, found.value, found.timestamp, found.headers)
+
+
+# ------------------------------------------------------------------------------------------------ consumer group
+
+
+_NOT_APPLIED = (Errors.GroupLoadInProgressError, Errors.NotCoordinatorForGroupError)
+_REFUSED = (
+    Errors.UnknownMemberIdError,
+    Errors.IllegalGenerationError,
+    Errors.RebalanceInProgressError,
+)
+
+
+def group_consumer(settings: Settings) -> AIOKafkaConsumer:
+    """The consumer of a worker, for Faust's consumer thread; call it there."""
+    return AIOKafkaConsumer(
+        **connection(settings),
+        group_id=settings.group,
+        group_instance_id=settings.instance or None,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        isolation_level="read_committed",
+        partition_assignment_strategy=[RoundRobinPartitionAssignor],
+        session_timeout_ms=int(settings.session_timeout_s * 1000),
+        heartbeat_interval_ms=int(min(3.0, settings.session_timeout_s / 3) * 1000),
+        rebalance_timeout_ms=60_000,
+        max_poll_interval_ms=1_000_000,
+        max_poll_records=20_000,
+        fetch_max_wait_ms=100,
+        max_partition_fetch_bytes=4 << 20,
+        request_timeout_ms=int(max(40.0, settings.session_timeout_s + 1) * 1000),
+    )
+
+
+async def committed_metadata(
+    consumer: AIOKafkaConsumer, topic: str, partition: int, *, timeout_s: float
+) -> tuple[int, str] | None:
+    """The group's committed offset with its metadata. In the consumer's thread. Raises LogUnavailable."""
+    place = TopicPartition(topic, partition)
+    try:
+        async with asyncio.timeout(timeout_s):
+            found = (await consumer._coordinator.fetch_committed_offsets([place])).get(place)
+    except (KafkaError, TimeoutError) as error:
+        raise LogUnavailable(f"the group's offset of {topic}/{partition} cannot be read: {error!r}") from error
+    return None if found is None or found.offset < 0 else (found.offset, found.metadata or "")
+
+
+async def commit_as(
+    consumer: AIOKafkaConsumer,
+    topic: str,
+    partition: int,
+    offset: int,
+    metadata: str,
+    *,
+    generation: int,
+    member_id: str,
+    timeout_s: float,
+) -> CommitAnswer:
+    """One commit under a given membership, sent once. The driver's own `commit` would stamp the membership of the
+    moment and let a member that was expelled and came back pass. In the consumer's thread.
+
+    A commit without generation (-1) is what Kafka takes from anybody while a group is empty: never sent.
+    """
+    if generation < 0 or not member_id:
+        return CommitAnswer.REFUSED
+    coordinator = consumer._coordinator
+    request = OffsetCommitRequest(
+        coordinator.group_id,
+        generation,
+        member_id,
+        OffsetCommitRequest.DEFAULT_RETENTION_TIME,
+        [(topic, [(partition, offset, metadata)])],
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                await coordinator.ensure_coordinator_known()
+                response = await coordinator._send_req(request)
+                error = Errors.for_code(response.topics[0][1][0][1])
+                if error is Errors.NoError:
+                    return CommitAnswer.DONE
+                if error in _REFUSED:
+                    return CommitAnswer.REFUSED
+                if error not in _NOT_APPLIED:
+                    log.warning("commit_unknown", partition=partition, offset=offset, error=error.__name__)
+                    return CommitAnswer.UNKNOWN
+                # a definite no: nothing of it is on its way, so the same commit may go to the new coordinator
+                if error is Errors.NotCoordinatorForGroupError:
+                    coordinator.coordinator_dead()
+                await asyncio.sleep(0.1)
+    except (KafkaError, TimeoutError) as error:
+        log.warning("commit_unknown", partition=partition, offset=offset, error=repr(error))
+        return CommitAnswer.UNKNOWN
+
+
+async def end_offsets(
+    consumer: AIOKafkaConsumer, topic: str, partitions: Iterable[int], *, timeout_s: float
+) -> Mapping[int, int]:
+    """The offset after the last readable record of each partition. In the consumer's thread. Raises LogUnavailable."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            found = await consumer.end_offsets([TopicPartition(topic, p) for p in partitions])
+    except (KafkaError, TimeoutError) as error:
+        raise LogUnavailable(f"Kafka tells no offsets of {topic}: {error!r}") from error
+    return {place.partition: offset for place, offset in found.items()}
+
+
+async def leave_group(consumer: AIOKafkaConsumer, *, timeout_s: float) -> None:
+    """Leaves the group, so that the next heartbeat joins anew under another member id. In the consumer's thread."""
+    coordinator = consumer._coordinator
+    try:
+        async with asyncio.timeout(timeout_s):
+            await coordinator._maybe_leave_group()
+    except (KafkaError, TimeoutError):
+        coordinator.reset_generation()
+
+
+class LogRanges:
+    """Ranges of partitions, as the sessions read them. Keeps one connection for asking after bounds."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._consumer: AIOKafkaConsumer | None = None
+        self._lock = asyncio.Lock()
+
+    async def stop(self) -> None:
+        """Disconnects; the next question connects again."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await consumer.stop()
+
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        """First offset, and the offset after the last readable record. Raises LogUnavailable."""
+        place = TopicPartition(topic, partition)
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                consumer = await self._connected()
+                first = await consumer.beginning_offsets([place])
+                end = await consumer.end_offsets([place])
+        except (KafkaError, TimeoutError) as error:
+            await self.stop()
+            raise LogUnavailable(f"Kafka tells no offsets of {topic}: {error!r}") from error
+        return first[place], end[place]
+
+    def read_range(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        """The records of [start, end) in batches, then stops. Raises LogUnavailable."""
+        return read_range(self._settings, topic, partition, start, end)
+
+    async def _connected(self) -> AIOKafkaConsumer:
+        async with self._lock:
+            if self._consumer is None:
+                consumer = _reader(self._settings)
+                await _start(consumer)
+                self._consumer = consumer
+            return self._consumer

@@ -1,0 +1,152 @@
+"""Kafka's topics: made, and checked at each start. The one module that imports confluent_kafka, whose admin client
+tells topic ids; they are how a topic that was deleted and made anew is told from the one before."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+
+from pipeline.settings import Settings
+
+_TIMEOUT_S: Final = 20.0
+_FOREVER: Final = "-1"
+
+log = structlog.get_logger(__name__)
+
+
+class TopicMismatch(Exception):  # noqa: N818 - says what is the matter
+    """A topic is not as the settings say; going on could lose or double events."""
+
+
+class BrokerUnavailable(Exception):  # noqa: N818
+    """No broker answers."""
+
+
+def ensure_topics(settings: Settings) -> None:
+    """Makes the topics that are missing and checks all of them; blocks. Raises TopicMismatch, BrokerUnavailable."""
+    client = _client(settings)
+    wanted = _wanted(settings)
+    try:
+        present = client.list_topics(timeout=_TIMEOUT_S).topics
+        missing = {name: topic for name, topic in wanted.items() if name not in present}
+        made_of = client.create_topics(list(missing.values()), operation_timeout=_TIMEOUT_S) if missing else {}
+        for name, made in made_of.items():
+            try:
+                made.result(_TIMEOUT_S)
+                log.info("topic_made", topic=name, partitions=wanted[name].num_partitions)
+            except KafkaException as error:
+                if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
+                    raise
+        check_topics(settings)
+    except KafkaException as error:
+        raise BrokerUnavailable(f"Kafka at {settings.kafka} did not answer: {error}") from error
+
+
+def check_topics(settings: Settings) -> None:
+    """Raises TopicMismatch, naming every difference, unless all topics are as the settings say; blocks."""
+    client = _client(settings)
+    wanted = _wanted(settings)
+    try:
+        present = client.list_topics(timeout=_TIMEOUT_S).topics
+        absent = sorted(set(wanted) - set(present))
+        if absent:
+            raise TopicMismatch(f"topics are missing: {', '.join(absent)}; run `tally migrate`")
+        resources = [ConfigResource(ResourceType.TOPIC, name) for name in wanted]
+        configs = {r.name: f.result(_TIMEOUT_S) for r, f in client.describe_configs(resources).items()}
+    except KafkaException as error:
+        raise BrokerUnavailable(f"Kafka at {settings.kafka} did not answer: {error}") from error
+    faults = [
+        fault
+        for name, topic in wanted.items()
+        for fault in (
+            *_partition_faults(name, topic.num_partitions, len(present[name].partitions)),
+            *_replica_faults(name, settings.replication, present[name].partitions),
+            *_config_faults(name, topic.config or {}, configs[name]),
+        )
+    ]
+    if faults:
+        raise TopicMismatch("; ".join(faults))
+
+
+def topic_id(settings: Settings, topic: str) -> str:
+    """Kafka's id of the topic: another one after it was deleted and made anew; blocks. Raises BrokerUnavailable."""
+    client = _client(settings)  # it must live until the answer is there
+    try:
+        found = client.describe_topics(TopicCollection([topic]), request_timeout=_TIMEOUT_S)
+        return str(found[topic].result(_TIMEOUT_S).topic_id)
+    except KafkaException as error:
+        raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no id of {topic}: {error}") from error
+
+
+def _wanted(settings: Settings) -> dict[str, NewTopic]:
+    durable = {
+        "min.insync.replicas": str(settings.min_insync),
+        "unclean.leader.election.enable": "false",
+        # the broker's clock stamps every record: append times ascend with the offsets, whatever a producer's clock says
+        "message.timestamp.type": "LogAppendTime",
+    }
+    retained = {
+        "cleanup.policy": "delete",
+        "retention.ms": str(settings.retention_hours * 3_600_000),
+        "retention.bytes": _FOREVER,
+    }
+    kept = {"cleanup.policy": "delete", "retention.ms": _FOREVER, "retention.bytes": _FOREVER}
+
+    def topic(name: str, partitions: int, config: Mapping[str, str]) -> NewTopic:
+        return NewTopic(name, partitions, settings.replication, config={**durable, **config})
+
+    return {
+        settings.topic_events: topic(settings.topic_events, settings.partitions, retained),
+        settings.topic_rejects: topic(settings.topic_rejects, settings.partitions, retained),
+        settings.topic_changelog: topic(settings.topic_changelog, settings.partitions, kept),
+        settings.topic_catalog: topic(settings.topic_catalog, 1, {"cleanup.policy": "compact"}),
+    }
+
+
+def _partition_faults(name: str, wanted: int, found: int) -> list[str]:
+    if wanted == found:
+        return []
+    return [
+        f"topic {name} has {found} partitions, TALLY_PARTITIONS says {wanted}: ids would move between partitions and "
+        f"count twice; set it to {found}"
+    ]
+
+
+def _replica_faults(name: str, wanted: int, partitions: Mapping[int, Any]) -> list[str]:
+    fewest = min(len(p.replicas) for p in partitions.values())
+    if fewest >= wanted:
+        return []
+    return [f"topic {name} has {fewest} replicas, TALLY_REPLICATION asks for {wanted}: reassign its partitions"]
+
+
+def _config_faults(name: str, wanted: Mapping[str, str], found: Mapping[str, Any]) -> list[str]:
+    faults = []
+    for key, value in wanted.items():
+        present = found[key].value
+        if present == value or (key.startswith("retention.") and _keeps_longer(present, value)):
+            continue
+        faults.append(
+            f"topic {name} has {key}={present}, it must be {value}: "
+            f"kafka-configs.sh --alter --topic {name} --add-config {key}={value}"
+        )
+    return faults
+
+
+def _keeps_longer(present: str, wanted: str) -> bool:
+    return present == _FOREVER or (wanted != _FOREVER and int(present) >= int(wanted))
+
+
+def _client(settings: Settings) -> AdminClient:
+    options: dict[str, Any] = {
+        "bootstrap.servers": settings.kafka,
+        "security.protocol": settings.kafka_security,
+        "socket.timeout.ms": int(_TIMEOUT_S * 1000),
+        "log_level": 0,  # librdkafka writes to stderr by itself; errors come back as exceptions
+    }
+    if settings.kafka_security.startswith("SASL"):
+        options["sasl.mechanism"] = "SCRAM-SHA-512"
+        options["sasl.username"] = settings.kafka_user
+        options["sasl.password"] = settings.kafka_password.get_secret_value()
+    return AdminClient(options)

@@ -1,0 +1,52 @@
+"""The changelog of the dedup table: what each block added, packed into few records. Pure.
+
+A block writes at least one record, also when it added nothing, so that who reads back knows how far the changelog
+reaches. Entries are independent of each other: a record read twice, or the first of two, does no harm.
+"""
+
+from collections.abc import Iterator, Mapping
+from struct import Struct as Packing
+from typing import Final, NamedTuple
+
+from pipeline.block import KEY_BYTES, SIGHTING_BYTES
+
+_header = Packing("<BIQQ")
+_VERSION: Final = 1
+_ENTRY_BYTES: Final = KEY_BYTES + SIGHTING_BYTES
+ENTRIES_MAX: Final = 14_000  # half a megabyte a record
+
+
+class Change(NamedTuple):
+    """One record: sightings of the block [start, end) of an epoch."""
+
+    epoch: int
+    start: int
+    end: int
+    entries: list[tuple[bytes, bytes]]
+
+
+class BadChange(ValueError):  # noqa: N818 - says what is the matter
+    """The record is no change that this version can read."""
+
+
+def pack_changes(epoch: int, start: int, end: int, entries: Mapping[bytes, bytes]) -> Iterator[bytes]:
+    """The block's records. Only the last one carries `end`; the others say that they reach nowhere yet."""
+    packed = [key + value for key, value in entries.items()]
+    chunks = [packed[i : i + ENTRIES_MAX] for i in range(0, len(packed), ENTRIES_MAX)] or [[]]
+    for number, chunk in enumerate(chunks):
+        reach = end if number == len(chunks) - 1 else start
+        yield _header.pack(_VERSION, epoch, start, reach) + b"".join(chunk)
+
+
+def unpack_change(record: bytes) -> Change:
+    """The change that a record holds. Raises BadChange."""
+    if len(record) < _header.size or (len(record) - _header.size) % _ENTRY_BYTES:
+        raise BadChange(f"a changelog record of {len(record)} bytes is damaged")
+    version, epoch, start, end = _header.unpack_from(record)
+    if version != _VERSION:
+        raise BadChange(f"a changelog record has version {version}; this worker reads version {_VERSION}")
+    entries = [
+        (record[i : i + KEY_BYTES], record[i + KEY_BYTES : i + _ENTRY_BYTES])
+        for i in range(_header.size, len(record), _ENTRY_BYTES)
+    ]
+    return Change(epoch, start, end, entries)

@@ -1,0 +1,325 @@
+"""The worker: sessions for the partitions that Faust assigns, their health, progress and metrics.
+
+Rules: a partition belongs to exactly one session of one membership; when the group moves, all sessions end before new
+ones begin. A session that fails by a fault of the program stops the whole worker: whoever starts it again goes on from
+the last commit.
+"""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final
+
+import structlog
+
+from pipeline.adapters.block_store import BlockStore
+from pipeline.adapters.catalog_log import CatalogClient, KafkaCatalogLog
+from pipeline.adapters.clickhouse import Store
+from pipeline.adapters.faust_bridge import App, GroupGate, SightingStore
+from pipeline.adapters.kafka import LogRanges, RecordWriter
+from pipeline.adapters.kafka_admin import BrokerUnavailable, check_topics, topic_id
+from pipeline.catalog_mirror import CatalogMirror
+from pipeline.fail_points import fail_points
+from pipeline.metrics import WorkerMetrics
+from pipeline.ports import Batch, CatalogUnavailable, LogUnavailable, Member, Progress, StoreError, StoreUnavailable
+from pipeline.session import Limits, Outside, Session, Standing
+from pipeline.settings import Settings
+from pipeline.stages.build import Place
+from pipeline.stages.mapping import Mapper, Mappers
+
+_PROGRESS_EVERY_S: Final = 1.0
+_STALLED_S: Final = 30.0  # with lag and no movement for so long a worker is not ready
+_REJOIN_AFTER_S: Final = 10.0  # a session that was refused waits this long for the group to move by itself
+_EXIT_AFTER_S: Final = 20.0  # how long a failed worker may take to stop tidily
+_EXIT_CODE: Final = 70
+
+log = structlog.get_logger(__name__)
+
+
+class ClockSkew(Exception):  # noqa: N818
+    """The clocks of worker and store differ by more than the lease can bear."""
+
+
+class CatalogOfSessions:
+    """The followed catalog, as sessions use it. In the application's event loop."""
+
+    def __init__(self, client: CatalogClient, gate: GroupGate, topic: str) -> None:
+        self._client = client
+        self._gate = gate
+        self._topic = topic
+        self._mappers = Mappers(client.catalog)
+
+    def version(self) -> int:
+        """The last version that was read."""
+        return self._client.catalog.version
+
+    def mapper(self, version: int) -> Mapper:
+        """The mapping at a version that was read."""
+        return self._mappers.at(version)
+
+    async def wait_for(self, version: int) -> None:
+        """Returns once the version is read. Raises CatalogUnavailable."""
+        await self._client.wait_for(version)
+
+    async def end(self) -> int:
+        """The version that the log's end stands for, once it is read. Raises CatalogUnavailable, LogUnavailable."""
+        end = (await self._gate.ends([0], topic=self._topic))[0] - 1
+        await self._client.wait_for(end)
+        return self._client.catalog.version
+
+
+class Worker:
+    """Everything a worker process has besides Faust. Made once; `start` before the first assignment."""
+
+    def __init__(self, app: App, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+        self._gate = GroupGate(app)
+        self._store = Store(settings)
+        self._blocks = BlockStore(
+            self._store,
+            topic=settings.topic_events,
+            database=settings.database,
+            insert_s_max=settings.insert_s_max,
+        )
+        self._writer = RecordWriter(settings, linger_ms=5)
+        self._ranges = LogRanges(settings)
+        self._catalog = CatalogClient(KafkaCatalogLog(settings))
+        self._mappings = CatalogOfSessions(self._catalog, self._gate, settings.topic_catalog)
+        self._cpu = ThreadPoolExecutor(1, "build")
+        self._io = ThreadPoolExecutor(max(8, settings.partitions * 3), "store")
+        self._sessions: dict[int, tuple[Session, asyncio.Task[None]]] = {}
+        self._ends: dict[int, int] = {}
+        self._looked: dict[int, int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._topic_id = ""
+        self._failed = ""
+        self._stopping = False
+        self.metrics = WorkerMetrics(self.standings, self.lags, self._ids)
+
+    # -- life
+
+    async def start(self) -> None:
+        """Checks the preconditions and connects. Raises TopicMismatch, ClockSkew; waits while Kafka or the store is
+        away."""
+        await self._until_there(partial(check_topics, self._settings), BrokerUnavailable)
+        self._topic_id = await self._until_there(
+            partial(topic_id, self._settings, self._settings.topic_events), BrokerUnavailable
+        )
+        await self._until_there(self._check_clock, StoreUnavailable, StoreError)
+        await self._connected(self._writer.start, LogUnavailable)
+        await self._connected(self._catalog.start, CatalogUnavailable)
+        mirror = CatalogMirror(self._catalog, self._store, self._settings.topic_catalog)
+        self._tasks = [
+            asyncio.create_task(self._look_at_ends(), name="look at ends"),
+            asyncio.create_task(self._report_progress(), name="progress"),
+            asyncio.create_task(mirror.run(), name="catalog mirror"),
+        ]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
+
+    async def stop(self) -> None:
+        """Ends the sessions where they are; what is under way is finished by whoever comes next."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await self.release()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._writer.stop()
+        await self._ranges.stop()
+        await self._catalog.stop()
+        self._store.close()
+
+    # -- partitions
+
+    async def take(self, partitions: Iterable[int]) -> None:
+        """Begins a session for each partition."""
+        await self.release()
+        member = self._gate.member()
+        if member is None or self._stopping:
+            return  # the group has moved again already, and another assignment follows; or none is wanted any more
+        for number in sorted(partitions):
+            session = self._session(number, member)
+            task = asyncio.create_task(session.run(), name=f"partition {number}")
+            task.add_done_callback(self._ended)
+            self._sessions[number] = (session, task)
+
+    async def release(self) -> None:
+        """Ends all sessions and closes their tables."""
+        sessions, self._sessions = self._sessions, {}
+        for _, task in sessions.values():
+            task.cancel()
+        await asyncio.gather(*(task for _, task in sessions.values()), return_exceptions=True)
+        loop = asyncio.get_running_loop()
+        for number, (session, _) in sessions.items():
+            self.metrics.ended(session.standing)
+            # in the builder's thread, so that no build uses a table that is being closed
+            await loop.run_in_executor(self._cpu, self._table_store().close, number)
+
+    def deliver(self, batch: Batch) -> None:
+        """A batch from the consumer to its session."""
+        found = self._sessions.get(batch.partition)
+        if found is not None:
+            found[0].offer(batch)
+
+    # -- health
+
+    def standings(self) -> list[Standing]:
+        """How the sessions stand."""
+        return [session.standing for session, _ in self._sessions.values()]
+
+    def lags(self) -> Mapping[int, int]:
+        """Records per partition that are not counted yet, as of the last look."""
+        return {s.partition: max(0, self._ends.get(s.partition, s.counted) - s.counted) for s in self.standings()}
+
+    def not_ready(self) -> list[str]:
+        """Why the worker is not ready; empty when it is."""
+        if self._failed:
+            return [self._failed]
+        if self._gate.member() is None:
+            return ["not a member of the consumer group"]
+        reasons = []
+        lags = self.lags()
+        now = time.monotonic()
+        for standing in self.standings():
+            name = f"partition {standing.partition}"
+            if standing.stopped:
+                reasons.append(f"{name} is stopped: {standing.stopped}")
+            elif standing.state != "running":
+                reasons.append(f"{name} is {standing.state}")
+            elif lags.get(standing.partition) and now - standing.moved_at_s > _STALLED_S:
+                reasons.append(
+                    f"{name} has not moved for {now - standing.moved_at_s:.0f} s with {lags[standing.partition]} "
+                    "records to count"
+                )
+        return reasons
+
+    # -- private
+
+    def _session(self, number: int, member: Member) -> Session:
+        settings = self._settings
+        outside = Outside(
+            group=self._gate,
+            writer=self._writer,
+            reader=self._ranges,
+            blocks=self._blocks,
+            catalog=self._mappings,
+            now_ms=lambda: time.time_ns() // 1_000_000,
+            cpu=self._cpu,
+            io=self._io,
+            topic_rejects=settings.topic_rejects,
+            topic_changelog=settings.topic_changelog,
+            fail_point=fail_points(os.environ.get("TALLY_FAIL_POINT")),
+        )
+        limits = Limits(
+            rows_max=settings.block_rows_max,
+            bytes_max=settings.block_bytes_max,
+            close_s=settings.block_close_ms / 1000,
+            lease_ms=int(settings.lease_s * 1000),
+            deadline_ms=int(settings.deadline_s * 1000),
+        )
+        place = Place(
+            settings.topic_events,
+            0,
+            number,
+            settings.partitions,
+            settings.default_account,
+            settings.ahead_max_hours * 3_600_000_000,
+        )
+        return Session(outside, limits, place, member, self._topic_id, partial(self._table_store().open, number))
+
+    def _table_store(self) -> SightingStore:
+        store: SightingStore = self._app.tables["dedup"].data
+        return store
+
+    def _ids(self) -> Mapping[int, int]:
+        return {number: table.ids_estimate() for number, table in self._table_store().opened().items()}
+
+    def _check_clock(self) -> None:
+        before = time.time() * 1000
+        store_ms = self._blocks.now_ms()
+        after = time.time() * 1000
+        skew_s = max(before - store_ms, store_ms - after, 0) / 1000
+        if skew_s > self._settings.clock_skew_max_s:
+            raise ClockSkew(
+                f"the clocks of worker and ClickHouse differ by {skew_s:.1f} s, at most "
+                f"{self._settings.clock_skew_max_s} s are allowed (TALLY_CLOCK_SKEW_MAX_S): set them by NTP"
+            )
+
+    async def _until_there(self, work: Any, *away: type[Exception]) -> Any:
+        async def once() -> Any:
+            return await asyncio.get_running_loop().run_in_executor(self._io, work)
+
+        return await self._connected(once, *away)
+
+    async def _connected(self, work: Any, *away: type[Exception]) -> Any:
+        wait_s = 0.2
+        while True:
+            try:
+                return await work()
+            except away as error:
+                log.warning("waiting_to_start", error=str(error), retry_s=wait_s)
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, 5.0)
+
+    async def _look_at_ends(self) -> None:
+        """Each second: how long the partitions are, and whether a session has lost its partition. Does not wait for
+        the store, so that lag and readiness are true while it is away."""
+        while True:
+            await asyncio.sleep(_PROGRESS_EVERY_S)
+            partitions = [s.partition for s in self.standings() if s.state == "running"]
+            try:
+                looked_ms = time.time_ns() // 1_000_000
+                ends = await self._gate.ends(partitions) if partitions else {}
+            except LogUnavailable as error:
+                log.warning("ends_not_read", error=str(error)[:300])
+            else:
+                self._ends.update(ends)
+                self._looked.update(dict.fromkeys(ends, looked_ms))
+            await self._rejoin_if_refused()
+
+    async def _report_progress(self) -> None:
+        """Each second: how far the partitions are, for usage's `complete_until`."""
+        while True:
+            await asyncio.sleep(_PROGRESS_EVERY_S)
+            rows = [row for s in self.standings() if s.state == "running" and (row := self._progress(s))]
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._io, self._blocks.write_progress, rows)
+            except (StoreUnavailable, StoreError) as error:
+                log.warning("progress_not_written", error=str(error)[:300])
+
+    def _progress(self, standing: Standing) -> Progress | None:
+        end = self._ends.get(standing.partition)
+        if end is None:
+            return None
+        # what was acknowledged before the look lies below the end that the look found
+        caught_up = standing.counted >= end
+        until_ms = self._looked[standing.partition] if caught_up else standing.append_ms
+        return Progress(standing.partition, standing.epoch, until_ms, standing.counted, end) if until_ms else None
+
+    async def _rejoin_if_refused(self) -> None:
+        """A refused session normally precedes a new assignment; where none comes, the worker asks for one."""
+        member = self._gate.member()
+        for session, task in list(self._sessions.values()):
+            over = task.done() and session.standing.state == "over"
+            if over and member is not None and time.monotonic() - session.standing.moved_at_s > _REJOIN_AFTER_S:
+                session.standing.moved_at_s = time.monotonic()
+                log.warning("rejoining", partition=session.standing.partition)
+                await self._gate.rejoin()
+                return
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        if task.cancelled() or task.exception() is None:
+            return
+        error = task.exception()
+        self._failed = f"{task.get_name()} failed: {error!r}"
+        log.critical("worker_failed", part=task.get_name(), error=repr(error), exc_info=error)
+        # Faust may take its time to stop, or hang: a worker that goes on half alive is worse than one that is gone
+        deadline = threading.Timer(_EXIT_AFTER_S, os._exit, (_EXIT_CODE,))
+        deadline.daemon = True
+        deadline.start()
+        asyncio.get_running_loop().create_task(self._app.crash(error))
