@@ -1,0 +1,140 @@
+"""Intake: the one way from a door to the log, shared by all doors of a process.
+
+Rules: an event gets its transactionId before anything is sent, so that an answer can name it even when Kafka is away
+and sending again counts once. What is in flight is bounded: past the bound a request is refused with 429 at once.
+Before a door says that a key, customer or feature does not exist it reads the catalog to its end, since another
+process may have made it a moment ago.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from pipeline.api_keys import Principal
+from pipeline.event import Event
+from pipeline.ports import LogUnavailable
+from producers.ports import CatalogPort
+from producers.problems import Problem
+from producers.publisher import Publisher, Receipt
+
+IN_FLIGHT_EVENTS_MAX: Final = 200_000  # about 200 MB at 1 kB an event
+_KEY_PREFIX: Final = "tally_"  # anything else is no key of ours, not even one made a moment ago
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """Receipts in the order of the events. `retry_after_s` is set when some event is not known to be in the log."""
+
+    receipts: list[Receipt]
+    retry_after_s: int | None
+
+
+class CatalogReader:
+    """Look-ups that do not say no before the catalog has been read to its end."""
+
+    def __init__(self, port: CatalogPort) -> None:
+        self.port = port
+        self._reading: asyncio.Task[None] | None = None
+        self._next: asyncio.Task[None] | None = None
+
+    @property
+    def version(self) -> int:
+        """The version that this process has read."""
+        return self.port.catalog.version
+
+    async def principal(self, secret: str) -> Principal | None:
+        """Whom the key belongs to, or None. Raises CatalogUnavailable when that cannot be told now."""
+        found = self.port.principal(secret)
+        if found is None and secret.startswith(_KEY_PREFIX):
+            await self.catch_up()
+            found = self.port.principal(secret)
+        return found
+
+    async def has_customer(self, account: str, customer_id: str) -> bool:
+        """Whether the account has this customer."""
+        if self.port.catalog.customer(account, customer_id) is None:
+            await self.catch_up()
+        return self.port.catalog.customer(account, customer_id) is not None
+
+    async def has_feature(self, account: str, feature_id: str) -> bool:
+        """Whether the account has this feature, not archived."""
+        if not self._feature_is_there(account, feature_id):
+            await self.catch_up()
+        return self._feature_is_there(account, feature_id)
+
+    async def feeds_something(self, account: str, event_name: str) -> bool:
+        """Whether the event name feeds any feature of the account."""
+        if not self.port.catalog.feature_ids_for(account, event_name):
+            await self.catch_up()
+        return bool(self.port.catalog.feature_ids_for(account, event_name))
+
+    async def catch_up(self) -> None:
+        """Reads to the log's end as of this call. Callers share the reading that begins after they asked, and its
+        failure: one at a time is under way, one more is wanted at most."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._read_after(self._reading), name="catalog catch-up")
+            self._next.add_done_callback(_note_failure)
+        await asyncio.shield(self._next)
+
+    async def _read_after(self, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        self._reading, self._next = self._next, None
+        await self.port.catch_up()
+
+    def _feature_is_there(self, account: str, feature_id: str) -> bool:
+        feature = self.port.catalog.feature(account, feature_id)
+        return feature is not None and not feature.archived
+
+
+class Intake:
+    """Publishes what doors have checked. `clock_us` tells UTC microseconds since 1970."""
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        catalog: CatalogReader,
+        *,
+        clock_us: Callable[[], int],
+        ahead_max_us: int,
+        new_id: Callable[[], str],
+        in_flight_events_max: int = IN_FLIGHT_EVENTS_MAX,
+    ) -> None:
+        self.catalog = catalog
+        self.clock_us = clock_us
+        self.ahead_max_us = ahead_max_us
+        self._publisher = publisher
+        self._new_id = new_id
+        self._in_flight_events_max = in_flight_events_max
+        self._in_flight_events = 0
+
+    async def receive(self, account: str, events: Sequence[Event], *, defaulted: bool = False) -> Delivery:
+        """Waits for the log's acknowledgement, at most its time-out. Raises Problem 429 when too much is in flight."""
+        if not events:
+            return Delivery([], None)
+        if self._in_flight_events + len(events) > self._in_flight_events_max:
+            raise Problem(429, "busy", "too many events are in flight; send them again", headers={"Retry-After": "1"})
+        named = [self._named(event) for event in events]
+        self._in_flight_events += len(named)
+        try:
+            receipts = await self._publisher.publish(
+                account, named, catalog_version=self.catalog.version, defaulted=defaulted
+            )
+        except LogUnavailable as error:
+            receipts = [Receipt(event.transaction_id or "", str(error)) for event in named]
+            return Delivery(receipts, error.retry_after_s)
+        finally:
+            self._in_flight_events -= len(named)
+        return Delivery(receipts, 5 if any(receipt.error for receipt in receipts) else None)
+
+    def _named(self, event: Event) -> Event:
+        if event.transaction_id is not None:
+            return event
+        return msgspec.structs.replace(event, transaction_id=self._new_id())
+
+
+def _note_failure(reading: asyncio.Task[None]) -> None:
+    """Whoever waited has been told; when all have gone away nobody needs to be."""
+    if not reading.cancelled():
+        reading.exception()

@@ -1,0 +1,53 @@
+"""The door for Kable's events API: `POST /api/v1/events/create`, also `/api/v1/events`.
+
+Rules: the dialect is the event's own. The body is one event or a list; `timestamp` is required. One event: 200 or the
+refusal's own status (400 no JSON, 413 too large, 422 bad fields). A list: verdicts per event (see
+`producers.verdicts`). `clientId` need not be a known customer, nor the names known features.
+"""
+
+import msgspec
+from litestar import Response, Router, post
+
+from producers.auth import needs, principal_of
+from producers.body import BODY_BYTES_MAX, read_body, split_list
+from producers.intake import Intake
+from producers.problems import AnyRequest, bad_fields
+from producers.verdicts import Verdict, receive_lines, verdicts_response
+
+
+def kable_router(intake: Intake) -> Router:
+    """The routes of this door."""
+
+    @post(
+        ["/api/v1/events/create", "/api/v1/events"],
+        status_code=200,
+        summary="Record usage events (Kable)",
+        tags=["events"],
+        guards=[needs("ingest")],
+        request_max_body_size=BODY_BYTES_MAX,
+    )
+    async def create_events(request: AnyRequest) -> Response[bytes]:
+        """One usage event or a list of them; answers once the log has acknowledged."""
+        body = (await read_body(request)).strip()
+        account = principal_of(request).account
+        if body.startswith(b"["):
+            return verdicts_response(await receive_lines(intake, account, await split_list(body)))
+        verdicts = await receive_lines(intake, account, [body])
+        verdict = verdicts.events[0]
+        if verdict.status == "rejected":
+            raise bad_fields(verdict.errors)
+        return verdicts_response(verdicts) if verdict.status == "unconfirmed" else _received(verdict)
+
+    return Router(path="/", route_handlers=[create_events])
+
+
+def _received(verdict: Verdict) -> Response[bytes]:
+    """One event's answer is a list's answer with the verdict on top as well."""
+    body = {
+        "status": verdict.status,
+        "transactionId": verdict.transaction_id,
+        "accepted": 1,
+        "rejected": 0,
+        "events": [verdict],
+    }
+    return Response(msgspec.json.encode(body), status_code=200, media_type="application/json")

@@ -1,0 +1,468 @@
+"""The door for Kana's GraphQL API: `POST /graphql`, header `Authorization: KEY` with or without `Bearer`.
+
+Rules: ids are String and nothing is coerced to it. Usage is recorded for known users and features only; `true` comes
+after the log's acknowledgement. Errors carry a stable `extensions.code` (see `_CODES`) and, where one field is at
+fault, `extensions.field`. HTTP: 400 for a document that cannot be executed, 401 for a wrong key, 403 and 503 when
+every field failed for that reason, otherwise 200 with `errors` beside `data`. Every use is unlimited until
+entitlements exist. The dialect has no idempotency key: a call repeated after a 503 may count twice.
+"""
+
+import enum
+import re
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+import msgspec
+import strawberry
+import structlog
+from graphql import GraphQLError, GraphQLSyntaxError, Node, ObjectFieldNode, OperationDefinitionNode, parse, visit
+from graphql.language import ArgumentNode, Visitor
+from litestar import Response, Router, post
+from litestar.exceptions import HTTPException
+from strawberry.extensions import MaxAliasesLimiter, MaxTokensLimiter, QueryDepthLimiter
+from strawberry.scalars import JSON
+from strawberry.types import ExecutionContext, Info
+
+from pipeline.api_keys import Principal
+from pipeline.catalog import Customer
+from pipeline.catalog import Feature as CatalogFeature
+from pipeline.catalog_input import customer_from, feature_from
+from pipeline.event import EventError, FieldError, make_event
+from producers.auth import principal_of, require_scope
+from producers.body import decode_object, read_body
+from producers.intake import Intake
+from producers.problems import AnyRequest, Problem, bad_fields, problem_of, unavailable
+
+_BODY_BYTES_MAX: Final = 256 * 1024
+_TOKENS_MAX: Final = 5_000
+_ALIASES_MAX: Final = 100
+_DEPTH_MAX: Final = 12  # introspection by common tools needs 11
+_PAGE_MAX: Final = 1_000
+
+_CODES: Final = {
+    400: "BAD_USER_INPUT",
+    401: "UNAUTHENTICATED",
+    403: "FORBIDDEN",
+    404: "NOT_FOUND",
+    409: "ALREADY_EXISTS",
+    413: "BAD_USER_INPUT",
+    415: "UNSUPPORTED_MEDIA_TYPE",
+    422: "BAD_USER_INPUT",
+    429: "TOO_MANY_REQUESTS",
+    503: "UNAVAILABLE",
+}
+_INTERNAL: Final = "INTERNAL_SERVER_ERROR"
+_STATUS_WHEN_ALL: Final = {"FORBIDDEN": 403, "TOO_MANY_REQUESTS": 429, "UNAVAILABLE": 503}
+_operation_words = re.compile(r"\b(?:query|mutation|subscription)\b|^\s*\{").findall
+# graphql-core's texts for a value of the wrong type
+_BAD_VALUE_WORDS: Final = ("cannot represent", "invalid value", "was not provided", "required field")
+_field_in_message = re.compile(
+    r"invalid value at [\"']?[\w.]*?\.?(\w+)[\"':]|required field [\"']?(?:\w+\.)?(\w+)"
+).search
+_USAGE_FIELDS: Final = {"clientId": "userId", "featureId": "featureId", "value": "delta"}
+
+_log = structlog.get_logger(__name__)
+
+
+class Context(msgspec.Struct, frozen=True):
+    """What resolvers are given."""
+
+    principal: Principal
+    intake: Intake
+
+    def require(self, *scopes: str) -> str:
+        """The account, when the key has one of the scopes."""
+        require_scope(self.principal, *scopes)
+        return self.principal.account
+
+
+ContextInfo = Info[Context, None]
+
+
+@strawberry.enum(description="BINARY is had or not; CONSUMABLE is counted.")
+class FeatureType(enum.Enum):
+    """The two kinds of feature."""
+
+    BINARY = "BINARY"
+    CONSUMABLE = "CONSUMABLE"
+
+
+@strawberry.type
+class User:
+    """A customer."""
+
+    id: str
+    name: str
+    email: str
+    metadata: JSON
+
+    @classmethod
+    def of(cls, customer: Customer) -> "User":
+        """The catalog's customer in the dialect's words."""
+        return cls(id=customer.id, name=customer.name, email=customer.email, metadata=JSON(customer.metadata))
+
+
+@strawberry.type
+class Feature:
+    """Something that is metered."""
+
+    id: str
+    name: str
+    type: FeatureType
+    unit_label: str
+    unit_label_plural: str
+    metadata: JSON
+
+    @classmethod
+    def of(cls, feature: CatalogFeature) -> "Feature":
+        """The catalog's feature in the dialect's words."""
+        return cls(
+            id=feature.id,
+            name=feature.name,
+            type=FeatureType(feature.type),
+            unit_label=feature.unit_label,
+            unit_label_plural=feature.unit_label_plural,
+            metadata=JSON(feature.metadata),
+        )
+
+
+@strawberry.type
+class Consumption:
+    """What was used of a budget; null is without limit or not known here."""
+
+    budget: int | None
+    used: int | None
+    overage_enabled: bool
+
+
+@strawberry.type
+class Access:
+    """Whether a user may use a feature, and why."""
+
+    access: bool
+    reason: str
+    consumption: Consumption
+
+
+@strawberry.input
+class CreateUsageEventInput:
+    """A use. `delta`: 32-bit whole number; negative gives back."""
+
+    user_id: str
+    feature_id: str
+    delta: int
+
+
+@strawberry.input
+class CreateUserInput:
+    """A new user."""
+
+    id: str
+    name: str | None = strawberry.UNSET
+    email: str | None = strawberry.UNSET
+    metadata: JSON | None = strawberry.UNSET
+
+
+@strawberry.input
+class UpdateUserInput:
+    """Changes of a user; what is not given stays."""
+
+    id: str
+    name: str | None = strawberry.UNSET
+    email: str | None = strawberry.UNSET
+    metadata: JSON | None = strawberry.UNSET
+
+
+@strawberry.input
+class CreateFeatureInput:
+    """A new feature."""
+
+    id: str
+    name: str | None = strawberry.UNSET
+    type: FeatureType = FeatureType.CONSUMABLE
+    unit_label: str | None = strawberry.UNSET
+    unit_label_plural: str | None = strawberry.UNSET
+    metadata: JSON | None = strawberry.UNSET
+
+
+@strawberry.input
+class UpdateFeatureInput:
+    """Changes of a feature; what is not given stays."""
+
+    id: str
+    name: str | None = strawberry.UNSET
+    type: FeatureType | None = strawberry.UNSET
+    unit_label: str | None = strawberry.UNSET
+    unit_label_plural: str | None = strawberry.UNSET
+    metadata: JSON | None = strawberry.UNSET
+
+
+@strawberry.type
+class Query:
+    """What can be asked."""
+
+    @strawberry.field
+    async def feature(self, info: ContextInfo, id: str) -> Feature:
+        """A feature by its id."""
+        return Feature.of(await _feature(info.context, info.context.require("read"), id, "id"))
+
+    @strawberry.field
+    async def features(self, info: ContextInfo) -> list[Feature]:
+        """The account's features that are not archived."""
+        account = info.context.require("read")
+        found = info.context.intake.catalog.port.catalog.features(account)
+        return [Feature.of(feature) for feature in found if not feature.archived]
+
+    @strawberry.field
+    async def user(self, info: ContextInfo, id: str) -> User:
+        """A user by its id."""
+        return User.of(await _user(info.context, info.context.require("read"), id, "id"))
+
+    @strawberry.field
+    async def users(self, info: ContextInfo, first: int = _PAGE_MAX, after: str = "") -> list[User]:
+        """The account's users in the order of their ids, those behind `after`, at most `first`."""
+        account = info.context.require("read")
+        if not 1 <= first <= _PAGE_MAX:
+            raise bad_fields([FieldError("first", "range", f"must be 1 to {_PAGE_MAX}")])
+        found = [c for c in info.context.intake.catalog.port.catalog.customers(account) if c.id > after]
+        return [User.of(customer) for customer in found[:first]]
+
+    @strawberry.field
+    async def can_use_feature(self, info: ContextInfo, user_id: str, feature_id: str, delta: int = 1) -> Access:
+        """Whether the user may use the feature: always, until entitlements exist."""
+        account = info.context.require("read")
+        await _user(info.context, account, user_id, "userId")
+        await _feature(info.context, account, feature_id, "featureId")
+        return Access(
+            access=True,
+            reason="UNLIMITED",
+            consumption=Consumption(budget=None, used=None, overage_enabled=False),
+        )
+
+
+@strawberry.type
+class Mutation:
+    """What can be changed."""
+
+    @strawberry.mutation
+    async def create_usage_event(self, info: ContextInfo, input: CreateUsageEventInput) -> bool:
+        """Records a use; true once the log has acknowledged it."""
+        return await _record(info.context, input)
+
+    @strawberry.mutation
+    async def create_user(self, info: ContextInfo, input: CreateUserInput) -> User:
+        """Creates a user."""
+        account = info.context.require("admin")
+        return User.of(await info.context.intake.catalog.port.create_customer(customer_from(account, _given(input))))
+
+    @strawberry.mutation
+    async def update_user(self, info: ContextInfo, input: UpdateUserInput) -> User:
+        """Changes a user."""
+        account = info.context.require("admin")
+        return User.of(await info.context.intake.catalog.port.update_customer(account, input.id, _given(input)))
+
+    @strawberry.mutation
+    async def create_feature(self, info: ContextInfo, input: CreateFeatureInput) -> Feature:
+        """Creates a feature."""
+        account = info.context.require("admin")
+        return Feature.of(await info.context.intake.catalog.port.create_feature(feature_from(account, _given(input))))
+
+    @strawberry.mutation
+    async def update_feature(self, info: ContextInfo, input: UpdateFeatureInput) -> Feature:
+        """Changes a feature."""
+        account = info.context.require("admin")
+        return Feature.of(await info.context.intake.catalog.port.update_feature(account, input.id, _given(input)))
+
+
+class _Schema(strawberry.Schema):
+    def process_errors(self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None) -> None:
+        """Nothing: a caller's mistakes are no news, and defects are logged where the answer is made."""
+
+
+SCHEMA: Final = _Schema(
+    query=Query,
+    mutation=Mutation,
+    extensions=[
+        lambda: QueryDepthLimiter(max_depth=_DEPTH_MAX),
+        lambda: MaxTokensLimiter(max_token_count=_TOKENS_MAX),
+        lambda: MaxAliasesLimiter(max_alias_count=_ALIASES_MAX),
+    ],
+)
+
+
+def kana_router(intake: Intake) -> Router:
+    """The route of this door."""
+
+    @post("/graphql", status_code=200, summary="GraphQL (Kana)", tags=["events"])
+    async def graphql(request: AnyRequest) -> Response[bytes]:
+        """Executes one GraphQL document."""
+        fields = decode_object(await read_body(request), exact=False)
+        query, variables = fields.get("query"), fields.get("variables")
+        operation = fields.get("operationName")
+        if not isinstance(query, str) or not query.strip():
+            raise bad_fields([FieldError("query", "type", "must be a string with a GraphQL document")])
+        if not isinstance(variables, dict | None):
+            raise bad_fields([FieldError("variables", "type", "must be an object")])
+        if not isinstance(operation, str | None):
+            raise bad_fields([FieldError("operationName", "type", "must be a string")])
+        if operation is None and _names_several(query):
+            raise bad_fields([FieldError("operationName", "required", "the document has several operations; name one")])
+        context = Context(principal_of(request), intake)
+        result = await SCHEMA.execute(query, variable_values=variables, context_value=context, operation_name=operation)
+        errors = [_told(error, query) for error in result.errors or ()]
+        return _answer(result.data, errors)
+
+    return Router(
+        path="/",
+        route_handlers=[graphql],
+        request_max_body_size=_BODY_BYTES_MAX,
+        exception_handlers={Exception: _handle, HTTPException: _handle},
+    )
+
+
+async def _record(context: Context, use: CreateUsageEventInput) -> bool:
+    account = context.require("ingest")
+    intake = context.intake
+    arrival_us = intake.clock_us()
+    try:
+        event = make_event(
+            client_id=use.user_id,
+            feature_id=use.feature_id,
+            value=use.delta,
+            timestamp=arrival_us,
+            arrival_us=arrival_us,
+            ahead_max_us=intake.ahead_max_us,
+        )
+    except EventError as error:
+        renamed = [FieldError(_USAGE_FIELDS.get(e.field, e.field), e.code, e.message) for e in error.errors]
+        raise bad_fields(renamed) from error
+    await _user(context, account, use.user_id, "userId")
+    await _feature(context, account, use.feature_id, "featureId")
+    delivery = await intake.receive(account, [event], defaulted=True)
+    if delivery.retry_after_s is not None:
+        raise unavailable("the use is not confirmed; try again", delivery.retry_after_s)
+    return True
+
+
+async def _user(context: Context, account: str, user_id: str, field: str) -> Customer:
+    if not await context.intake.catalog.has_customer(account, user_id):
+        raise _not_found(field, f"there is no user {user_id!r}; create it with createUser")
+    return cast(Customer, context.intake.catalog.port.catalog.customer(account, user_id))
+
+
+async def _feature(context: Context, account: str, feature_id: str, field: str) -> CatalogFeature:
+    if not await context.intake.catalog.has_feature(account, feature_id):
+        raise _not_found(field, f"there is no feature {feature_id!r}; create it with createFeature")
+    return cast(CatalogFeature, context.intake.catalog.port.catalog.feature(account, feature_id))
+
+
+def _not_found(field: str, told: str) -> Problem:
+    return Problem(404, "not_found", told, errors=[FieldError(field, "not_found", told)])
+
+
+def _given(changes: object) -> dict[str, object]:
+    """The fields of an input that were given, for the catalog."""
+    given = {name: value for name, value in vars(changes).items() if value is not strawberry.UNSET}
+    return {name: value.value if isinstance(value, enum.Enum) else value for name, value in given.items()}
+
+
+def _answer(data: Mapping[str, Any] | None, errors: list[dict[str, Any]]) -> Response[bytes]:
+    body: dict[str, Any] = {"data": data}
+    if errors:
+        body["errors"] = errors
+    codes = {error["extensions"]["code"] for error in errors}
+    status = 200
+    if data is None and errors:
+        executed = any("path" in error for error in errors)
+        status = _STATUS_WHEN_ALL.get(codes.pop(), 200) if len(codes) == 1 and executed else 200 if executed else 400
+    headers = {"Retry-After": "5"} if status in (429, 503) else {}
+    return Response(msgspec.json.encode(body), status_code=status, media_type="application/json", headers=headers)
+
+
+def _handle(request: AnyRequest, error: Exception) -> Response[bytes]:
+    """What fails before the document is executed: also as GraphQL errors, under its HTTP status."""
+    problem = problem_of(error)
+    if problem.status == 500:
+        _log.error("request_failed", method=request.method, path=request.url.path, exc_info=error)
+    body = {"data": None, "errors": [{"message": problem.detail, "extensions": _extensions(problem)}]}
+    return Response(
+        msgspec.json.encode(body),
+        status_code=problem.status,
+        media_type="application/json",
+        headers=problem.headers,
+    )
+
+
+def _names_several(query: str) -> bool:
+    """Whether the document has more than one operation; Strawberry would run the first."""
+    if len(_operation_words(query)) < 2:
+        return False
+    try:
+        document = parse(query, max_tokens=_TOKENS_MAX)
+    except GraphQLSyntaxError:
+        return False  # told when it is executed
+    return sum(isinstance(node, OperationDefinitionNode) for node in document.definitions) > 1
+
+
+def _told(error: GraphQLError, query: str) -> dict[str, Any]:
+    """One error as it is answered; defects of ours are logged and tell nothing of the inside."""
+    told: dict[str, Any] = {"message": error.message}
+    if error.locations:
+        told["locations"] = [{"line": place.line, "column": place.column} for place in error.locations]
+    if error.path:
+        told["path"] = error.path
+    cause = error.original_error
+    if cause is None or isinstance(cause, GraphQLError):
+        told["message"], told["extensions"] = _document_fault(error, query)
+        return told
+    problem = problem_of(cause)
+    if problem.status == 500:
+        _log.error("graphql_field_failed", graphql_path=error.path, exc_info=cause)
+    told["message"] = problem.detail
+    told["extensions"] = _extensions(problem)
+    return told
+
+
+def _extensions(problem: Problem) -> dict[str, Any]:
+    extensions: dict[str, Any] = {"code": _CODES.get(problem.status, _INTERNAL)}
+    if problem.errors:
+        extensions["field"] = problem.errors[0].field
+        extensions["errors"] = problem.errors
+    return extensions
+
+
+def _document_fault(error: GraphQLError, query: str) -> tuple[str, dict[str, Any]]:
+    """Message and extensions of a fault in the document or its variables."""
+    if isinstance(error, GraphQLSyntaxError):
+        return error.message, {"code": "GRAPHQL_PARSE_FAILED"}
+    if not any(words in error.message for words in _BAD_VALUE_WORDS):
+        return error.message, {"code": "GRAPHQL_VALIDATION_FAILED"}
+    at_field = _field_in_message(error.message)
+    field = at_field[1] or at_field[2] if at_field else _literal_name(error, query)
+    message = error.message if at_field or not field else f"{field}: {error.message}"
+    if "String cannot represent" in message:
+        message += ". Only String is accepted here."
+    return message, {"code": "BAD_USER_INPUT", **({"field": field} if field else {})}
+
+
+class _Finder(Visitor):
+    """Finds the name of the argument or input field whose value starts at a place of the document."""
+
+    def __init__(self, start: int) -> None:
+        super().__init__()
+        self.start = start
+        self.name = ""
+
+    def enter(self, node: Node, *_: object) -> None:
+        """Called for each node."""
+        if isinstance(node, ObjectFieldNode | ArgumentNode) and node.value.loc and node.value.loc.start == self.start:
+            self.name = node.name.value
+
+
+def _literal_name(error: GraphQLError, query: str) -> str:
+    positions = list(error.positions or ())
+    if not positions:
+        return ""
+    finder = _Finder(positions[0])
+    visit(parse(query, no_location=False), finder)
+    return finder.name

@@ -1,0 +1,96 @@
+"""The publisher: events of one account become records of the events topic, and an answer comes only after the
+broker's acknowledgement.
+
+Rules: an id always goes to the same partition; one record per partition and request, cut at the record's largest
+size; a record never mixes accounts, nor events whose timestamp the door filled in with others.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from pipeline.adapters.kafka import RECORD_BYTES_MAX
+from pipeline.event import Event, encode_event, id_hash, partition_of
+from pipeline.ports import Header, LogUnavailable, LogWriter
+from pipeline.transaction_id import new_transaction_id
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What became of one event: `error` is None once the broker has it, otherwise why it is not known to."""
+
+    transaction_id: str
+    error: str | None
+
+
+class Publisher:
+    """Publishes events to one topic of `partitions` partitions. Safe for concurrent callers of one event loop."""
+
+    def __init__(
+        self,
+        log: LogWriter,
+        *,
+        topic: str,
+        partitions: int,
+        record_bytes_max: int = RECORD_BYTES_MAX,
+        new_id: Callable[[], str] = new_transaction_id,
+    ) -> None:
+        self._log = log
+        self._topic = topic
+        self._partitions = partitions
+        self._record_bytes_max = record_bytes_max
+        self._new_id = new_id
+
+    async def publish(
+        self, account: str, events: Sequence[Event], *, catalog_version: int, defaulted: bool = False
+    ) -> list[Receipt]:
+        """One receipt per event, in order. `catalog_version` is the version that the door has seen: the worker maps
+        with that one or a later. `defaulted`: the door filled in the timestamps.
+
+        Waits for acks=all, at most the log's time-out. Raises LogUnavailable when nothing at all was acknowledged.
+        """
+        ids = [event.transaction_id or self._new_id() for event in events]
+        lines: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
+        for index, (event, identity) in enumerate(zip(events, ids, strict=True)):
+            if event.transaction_id is None:
+                event = msgspec.structs.replace(event, transaction_id=identity)  # noqa: PLW2901
+            partition = partition_of(id_hash(account, identity), self._partitions)
+            lines[partition].append((index, encode_event(event)))
+        headers = [("account", account.encode()), ("catalog", str(catalog_version).encode())]
+        if defaulted:
+            headers.append(("defaulted", b"timestamp"))
+        records = [
+            (partition, record) for partition, found in lines.items() for record in _cut(found, self._record_bytes_max)
+        ]
+        outcomes = await asyncio.gather(
+            *(self._write(partition, [line for _, line in record], headers) for partition, record in records)
+        )
+        errors: dict[int, str] = {
+            index: str(outcome)
+            for (_, record), outcome in zip(records, outcomes, strict=True)
+            if outcome is not None
+            for index, _ in record
+        }
+        if errors and len(errors) == len(events):
+            raise next(outcome for outcome in outcomes if outcome is not None)
+        return [Receipt(identity, errors.get(index)) for index, identity in enumerate(ids)]
+
+    async def _write(self, partition: int, lines: list[bytes], headers: Sequence[Header]) -> LogUnavailable | None:
+        try:
+            await self._log.write(self._topic, b"\n".join(lines), partition=partition, headers=headers)
+        except LogUnavailable as error:
+            return error
+        return None
+
+
+def _cut(lines: list[tuple[int, bytes]], bytes_max: int) -> list[list[tuple[int, bytes]]]:
+    records: list[list[tuple[int, bytes]]] = [[]]
+    size = 0
+    for index, line in lines:
+        if records[-1] and size + len(line) + 1 > bytes_max:
+            records.append([])
+            size = 0
+        records[-1].append((index, line))
+        size += len(line) + 1
+    return records

@@ -1,0 +1,89 @@
+"""Verdicts of a door for many events at once: each is received or rejected by itself, a bad one sinks no other.
+
+Rules: `received` means acknowledged by all in-sync replicas; `rejected` carries the faults; `unconfirmed` may or may
+not be in the log, and sending it again with the same transactionId is safe. HTTP 200 when any was received and none
+is unconfirmed, 400 when all were rejected, 503 with the whole list when any is unconfirmed.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import msgspec
+from litestar import Response
+
+from pipeline.event import Event, EventError, FieldError, decode_event
+from producers.intake import Delivery, Intake
+from producers.problems import Problem, problem_response, unavailable
+
+_TURN_EVENTS: Final = 1_000  # decoded in one turn of the event loop: some 10 ms, then others may go on
+
+
+class Verdict(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """What the door says of the event at `index` of the request."""
+
+    index: int
+    status: Literal["received", "rejected", "unconfirmed"]
+    transaction_id: str | None = None
+    errors: tuple[FieldError, ...] = ()
+
+
+class Verdicts(msgspec.Struct, frozen=True):
+    """One verdict per event, in the order of the request."""
+
+    events: list[Verdict]
+    retry_after_s: int | None
+
+    def count(self, status: str) -> int:
+        """How many have this status."""
+        return sum(verdict.status == status for verdict in self.events)
+
+
+async def receive_lines(intake: Intake, account: str, lines: Sequence[bytes]) -> Verdicts:
+    """Decode each line, publish the good ones, tell what became of each. Timestamps are required."""
+    arrival_us = intake.clock_us()
+    events: dict[int, Event] = {}
+    verdicts: dict[int, Verdict] = {}
+    for index, line in enumerate(lines):
+        if index % _TURN_EVENTS == _TURN_EVENTS - 1:
+            await asyncio.sleep(0)
+        try:
+            events[index] = decode_event(line, arrival_us=arrival_us, ahead_max_us=intake.ahead_max_us)
+        except EventError as error:
+            verdicts[index] = Verdict(index, "rejected", errors=error.errors)
+    delivery = await intake.receive(account, list(events.values()))
+    verdicts.update(_of_delivery(list(events), delivery))
+    return Verdicts([verdicts[index] for index in range(len(lines))], delivery.retry_after_s)
+
+
+def verdicts_response(verdicts: Verdicts) -> Response[bytes]:
+    """The answer for a list of events."""
+    received, rejected = verdicts.count("received"), verdicts.count("rejected")
+    members = {"accepted": received, "rejected": rejected, "events": verdicts.events}
+    if verdicts.retry_after_s is not None:
+        detail = (
+            f"{received} of {len(verdicts.events)} events are in the log; send the unconfirmed ones again as listed"
+        )
+        return problem_response(unavailable(detail, verdicts.retry_after_s, members))
+    if not received:
+        detail = f"none of the {rejected} events can be counted; see `events` for each one's faults"
+        return problem_response(Problem(400, "none_accepted", detail, errors=_first_faults(verdicts), members=members))
+    return Response(msgspec.json.encode(members), status_code=200, media_type="application/json")
+
+
+def _of_delivery(indexes: list[int], delivery: Delivery) -> dict[int, Verdict]:
+    return {
+        index: Verdict(index, "received", receipt.transaction_id)
+        if receipt.error is None
+        else Verdict(index, "unconfirmed", receipt.transaction_id, (FieldError("", "unavailable", receipt.error),))
+        for index, receipt in zip(indexes, delivery.receipts, strict=True)
+    }
+
+
+def _first_faults(verdicts: Verdicts) -> list[FieldError]:
+    """The faults of the first few events, their fields as paths into the list."""
+    return [
+        FieldError(f"[{verdict.index}].{error.field}".rstrip("."), error.code, error.message)
+        for verdict in verdicts.events[:5]
+        for error in verdict.errors
+    ]
