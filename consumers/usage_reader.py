@@ -1,0 +1,154 @@
+"""Asks the store for usage.
+
+Rules: how far the workers are is read before the numbers, so that `complete_until` never promises more than they
+hold. Calls block; the store is a port, so that whoever wires the process decides which one.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any, Final, Protocol
+
+from consumers.usage import Aggregation, UsageError, UsageQuery, UsageResult, UsageRow, value_of, zone_of
+from consumers.usage_sql import FAMILIES, ROWS_MAX, build
+from consumers.windows import Period, window_from_date, window_from_start
+
+_READ_SETTINGS: Final = {"max_execution_time": 60, "max_bytes_before_external_group_by": 1 << 30}
+_PROGRESS: Final = """SELECT
+    count() AS partitions,
+    min(complete_until) AS complete,
+    toDecimal64(toUnixTimestamp64Milli(now64(3)) - toUnixTimestamp64Milli(complete), 3) / 1000 AS lag_s
+FROM progress
+FINAL
+WHERE topic = {topic:String}"""
+_AGGREGATIONS: Final = """SELECT
+    id,
+    toString(argMax(aggregation, rev)) AS latest
+FROM features
+WHERE account = {account:String}
+GROUP BY id
+ORDER BY id"""
+_METERED: Final = """SELECT DISTINCT feature
+FROM usage_15m
+WHERE account = {account:String}
+ORDER BY feature"""
+_WITHDRAWN: Final = """SELECT count() AS found
+FROM
+(
+    SELECT 1
+    FROM corrections
+    WHERE account = {account:String} AND sign < 0
+    LIMIT 1
+)"""
+
+
+class Rows(Protocol):
+    """What a query gives: one tuple a row."""
+
+    @property
+    def columns(self) -> Sequence[str]: ...
+
+    @property
+    def rows(self) -> Sequence[tuple[Any, ...]]: ...
+
+
+class Reader(Protocol):
+    """The store, as far as reading goes."""
+
+    def query(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+    ) -> Rows:
+        """Run a SELECT with server-side parameters. Blocks."""
+
+
+class UsageReader:
+    """Answers usage queries. `partitions`: of the events topic; all must have reported for `complete_until`."""
+
+    def __init__(self, store: Reader, *, topic: str, partitions: int) -> None:
+        self._store = store
+        self._topic = topic
+        self._partitions = partitions
+
+    def usage(self, query: UsageQuery, aggregations: Mapping[str, Aggregation] | None = None) -> UsageResult:
+        """The answer, exact, whichever tables it comes from.
+
+        `aggregations`: of the account's features, read from the catalog's mirror unless given. Raises UsageError and
+        what the store raises. Blocks.
+        """
+        complete_until, lag_s = self.progress()
+        chosen = self._chosen(query, aggregations)
+        withdrawn = any(a in ("max", "min", "latest") for _, a in chosen) and self._withdrawn(query.account)
+        rows: list[UsageRow] = []
+        tables: list[str] = []
+        for family in dict.fromkeys(FAMILIES[a] for _, a in chosen):
+            members = {f: a for f, a in chosen if FAMILIES[a] == family}
+            statement = build(query, family, sorted(f for f in members if f is not None), withdrawn=withdrawn)
+            answer = self._store.query(statement.sql, statement.parameters, _READ_SETTINGS)
+            if len(rows) + len(answer.rows) > ROWS_MAX:
+                raise UsageError("group_by", "too_large", f"more than {ROWS_MAX} rows: ask for less at once")
+            rows.extend(_rows(query, answer, members))
+            tables.extend(statement.read_from)
+        rows.sort(key=lambda row: (row.start, *row.group.values()))
+        return UsageResult(query, tuple(rows), complete_until, lag_s, tuple(dict.fromkeys(tables)))
+
+    def progress(self) -> tuple[datetime | None, Decimal | None]:
+        """Until when everything acknowledged is counted, and how many seconds that is behind. Blocks."""
+        answer = self._store.query(_PROGRESS, {"topic": self._topic})
+        partitions, complete_until, lag_s = answer.rows[0]
+        if partitions < self._partitions:
+            return None, None
+        return complete_until, max(Decimal(0), Decimal(lag_s))
+
+    def _chosen(
+        self, query: UsageQuery, aggregations: Mapping[str, Aggregation] | None
+    ) -> list[tuple[str | None, Aggregation]]:
+        """The features that the query is about with their aggregations; (None, …) where it counts events."""
+        if query.by_events:
+            return [(None, query.aggregation or "sum")]
+        if query.feature is not None and query.aggregation is not None:
+            return [(query.feature, query.aggregation)]
+        known = self._aggregations(query.account) if aggregations is None else dict(aggregations)
+        if query.feature is not None:
+            return [(query.feature, known.get(query.feature, "sum"))]
+        metered = [row[0] for row in self._store.query(_METERED, {"account": query.account}).rows]
+        return [(f, query.aggregation or known.get(f, "sum")) for f in dict.fromkeys([*metered, *known])] or [
+            ("", "sum")
+        ]
+
+    def _aggregations(self, account: str) -> dict[str, Aggregation]:
+        return dict(self._store.query(_AGGREGATIONS, {"account": account}).rows)
+
+    def _withdrawn(self, account: str) -> bool:
+        return bool(self._store.query(_WITHDRAWN, {"account": account}).rows[0][0])
+
+
+def _rows(query: UsageQuery, answer: Rows, members: Mapping[str | None, Aggregation]) -> list[UsageRow]:
+    names = query.groups
+    keys = len(names) + (query.granularity != "none")
+    fixed: Aggregation | None = next(iter(members.values())) if len(set(members.values())) == 1 else None
+    rows = []
+    for row in answer.rows:
+        states = dict(zip(answer.columns[keys:], row[keys:], strict=True))
+        group = dict(zip(names, row[keys - len(names) : keys], strict=True))
+        if not states["events"] and not states.get("total"):
+            continue  # nothing there, or all of it was withdrawn
+        aggregation = fixed or members[group["feature"]]
+        window = _window(query, row[0])
+        value = value_of(aggregation, states["events"], states)
+        rows.append(UsageRow(window.start, window.end, group, aggregation, states["events"], value))
+    return rows
+
+
+def _window(query: UsageQuery, first: object) -> Period:
+    """The window of a row, cut to the period that was asked for."""
+    period = query.period
+    zone = zone_of(query.zone)
+    if query.granularity == "none":
+        return period
+    if isinstance(first, datetime):
+        window = window_from_start(first.astimezone(UTC), query.granularity, zone)
+    elif isinstance(first, date):
+        window = window_from_date(first, query.granularity, zone)
+    else:
+        raise TypeError(f"a window must be a date or an instant, not {first!r}")
+    return Period(max(window.start, period.start), min(window.end, period.end))

@@ -1,0 +1,396 @@
+"""The SQL that answers a question for usage: pure, values in, (sql, parameters) out.
+
+Rules: an answer from rollups always equals the answer from facts. A rollup is read for whole cells only (UTC days by
+customer, quarters of an hour account-wide); what is left at the edges of the period, and at those of a month in the
+customer's zone, comes from facts in the same statement. What no rollup has (several dimensions, a dimension by
+customer, the latest value by dimension, distinct values within a day, smallest, largest and latest where something
+was withdrawn) comes from facts entirely. Values are bound by the server, never pasted.
+"""
+
+# ruff: noqa: S608 - the parts are constants of this module; values are bound by the server
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, Literal
+
+from consumers.usage import DIMENSION_PREFIX, Aggregation, UsageError, UsageQuery, zone_of
+from consumers.windows import CELL, DAY, Offsets, Period, months, offsets, rest, whole_cells
+
+Family = Literal["sums", "latest", "uniques"]
+FAMILIES: Final[dict[Aggregation, Family]] = {
+    "sum": "sums",
+    "count": "sums",
+    "average": "sums",
+    "max": "sums",
+    "min": "sums",
+    "latest": "latest",
+    "unique": "uniques",
+}
+ROWS_MAX: Final = 200_000  # of an answer; more is refused rather than cut
+_RANGES_MAX: Final = 64  # edges of months; past that the statement would be longer than the scan it spares
+
+# Neither smallest nor largest: what a row that takes something out contributes to them.
+_NO_MINIMUM: Final = "toDecimal128('99999999999999999999999999999.999999999', 9)"
+_NO_MAXIMUM: Final = "toDecimal128('-99999999999999999999999999999.999999999', 9)"
+
+# One number that orders events by timestamp, append time and position, as the rollups' `latest` packs it.
+_ORDER: Final = (
+    "bitShiftLeft(toUInt256(toUnixTimestamp64Micro(timestamp)), 202)"
+    " + bitShiftLeft(toUInt256(toUnixTimestamp64Milli(append_time)), 160)"
+    " + bitShiftLeft(toUInt256(epoch), 128) + bitShiftLeft(toUInt256(`partition`), 96)"
+    " + bitShiftLeft(toUInt256(`offset`), 32) + line"
+)
+_STATES: Final[dict[Family, tuple[str, ...]]] = {
+    "sums": (
+        "sum(n) AS events",
+        "sum(quantity_sum) AS total",
+        "min(quantity_min) AS smallest",
+        "max(quantity_max) AS largest",
+    ),
+    "latest": ("sum(n) AS events", "argMaxMerge(quantity_latest) AS latest"),
+    "uniques": ("sum(n) AS events", "countIf(n > 0) AS uniques"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rollup:
+    """A rollup table: the length of its cells, the column that holds their start, and that column's type."""
+
+    table: str
+    cell: timedelta
+    column: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where each part of the period is read: `cells` from `rollup`, `edges` from facts."""
+
+    rollup: Rollup | None
+    cells: tuple[Period, ...]
+    edges: tuple[Period, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """SQL with its server-side parameters, and the tables it reads."""
+
+    sql: str
+    parameters: dict[str, Any]
+    read_from: tuple[str, ...]
+
+
+_USAGE_DAY: Final = Rollup("usage_client_day", DAY, "day", "Date")
+_USAGE_CELL: Final = Rollup("usage_15m", CELL, "bucket", "DateTime('UTC')")
+_USAGE_DIMENSION: Final = Rollup("usage_dimension_15m", CELL, "bucket", "DateTime('UTC')")
+_UNIQUES_DAY: Final = Rollup("usage_uniques_client_day", DAY, "day", "Date")
+_EVENTS_DAY: Final = Rollup("events_client_day", DAY, "day", "Date")
+_EVENTS_CELL: Final = Rollup("events_15m", CELL, "bucket", "DateTime('UTC')")
+_EVENTS_DIMENSION: Final = Rollup("events_dimension_15m", CELL, "bucket", "DateTime('UTC')")
+
+
+def build(query: UsageQuery, family: Family, features: Sequence[str] = (), *, withdrawn: bool = False) -> Statement:
+    """One statement for one family of aggregations.
+
+    `features`: those it is about, unless the query counts events. `withdrawn`: whether corrections took something out
+    of this account. Columns: `window` (unless the granularity is none), the query's groups in order, `events`, and
+    the family's states. Raises UsageError when the query insists on rollups that cannot answer.
+    """
+    plan = make_plan(query, family, withdrawn=withdrawn)
+    if query.source == "rollups" and not plan.cells:
+        raise UsageError("source", "range", "no rollup has whole cells for this; use source=auto or source=facts")
+    parts = _Parts(query, family, tuple(features))
+    branches = [parts.rollup_branch(plan.rollup, plan.cells)] if plan.rollup and plan.cells else []
+    if plan.edges:
+        branches.append(parts.facts_branch(plan.edges, net=withdrawn and family != "uniques"))
+    tables = [plan.rollup.table] if plan.rollup and plan.cells else []
+    if plan.edges:
+        tables += ["events", "corrections"] if withdrawn else ["events"]
+    return Statement(parts.outer(branches), parts.parameters, tuple(tables))
+
+
+def make_plan(query: UsageQuery, family: Family, *, withdrawn: bool = False) -> Plan:
+    """Cut the period into what a rollup has and what facts have to give."""
+    period = query.period
+    rollup = None if query.source == "facts" else _rollup(query, family)
+    if rollup is None or (withdrawn and family != "uniques"):
+        return Plan(None, (), (period,))
+    zone = zone_of(query.zone)
+    clock = offsets(zone, period)
+    if rollup.cell == CELL and clock.on_cells:
+        pieces: tuple[Period, ...] = (period,)
+    elif query.granularity == "none" or (clock.offset_s == (0,) and query.granularity != "hour"):
+        pieces = (period,)
+    elif query.granularity == "month":
+        pieces = tuple(months(period, zone))
+    else:
+        return Plan(None, (), (period,))
+    inner = [whole_cells(piece, rollup.cell) for piece in pieces]
+    edges = [edge for piece, cells in zip(pieces, inner, strict=True) for edge in rest(piece, cells)]
+    cells = [found for found in inner if found is not None]
+    if not cells or len(cells) + len(edges) > _RANGES_MAX:
+        return Plan(None, (), (period,))
+    return Plan(rollup, _joined(cells), _joined(edges))
+
+
+def _rollup(query: UsageQuery, family: Family) -> Rollup | None:
+    """The rollup whose keys the question needs, or None."""
+    return _event_rollup(query, family) if query.by_events else _meter_rollup(query, family)
+
+
+def _by_customer(query: UsageQuery) -> bool:
+    named = query.customer is not None or query.entity is not None
+    return named or bool({"customer", "entity"} & set(query.group_by))
+
+
+def _event_rollup(query: UsageQuery, family: Family) -> Rollup | None:
+    if family != "sums":
+        return None
+    by_customer = _by_customer(query)
+    dimensions = len(query.dimensions)
+    if query.number is not None:
+        return None if dimensions or by_customer else _EVENTS_DIMENSION
+    if dimensions:
+        return _EVENTS_DIMENSION if dimensions == 1 and not by_customer else None
+    return _EVENTS_DAY if by_customer else _EVENTS_CELL
+
+
+def _meter_rollup(query: UsageQuery, family: Family) -> Rollup | None:
+    if "event_name" in query.group_by or query.event_name is not None:
+        return None
+    by_customer = _by_customer(query)
+    if query.dimensions:
+        simple = len(query.dimensions) == 1 and not by_customer and family == "sums"
+        return _USAGE_DIMENSION if simple else None
+    if family == "uniques":
+        return _UNIQUES_DAY
+    return _USAGE_DAY if by_customer else _USAGE_CELL
+
+
+def _joined(periods: Sequence[Period]) -> tuple[Period, ...]:
+    """The same time with touching periods made one."""
+    joined: list[Period] = []
+    for period in sorted(periods):
+        if joined and joined[-1].end == period.start:
+            joined[-1] = Period(joined[-1].start, period.end)
+        else:
+            joined.append(period)
+    return tuple(joined)
+
+
+class _Parts:
+    """Text of one statement while it is put together; collects its parameters."""
+
+    def __init__(self, query: UsageQuery, family: Family, features: tuple[str, ...]) -> None:
+        self.query = query
+        self.family = family
+        self.dimensions = query.dimensions
+        self.parameters: dict[str, Any] = {"account": query.account}
+        if not query.by_events:
+            self.parameters["features"] = list(features)
+        for name, value in (
+            ("event_name", query.event_name),
+            ("customer", query.customer),
+            ("entity", query.entity),
+            ("number", query.number),
+        ):
+            if value is not None:
+                self.parameters[name] = value
+        for i, dimension in enumerate(self.dimensions):
+            self.parameters[f"dimension_{i}"] = dimension
+            if dimension in query.where:
+                self.parameters[f"value_{i}"] = query.where[dimension]
+        if query.granularity != "none":
+            clock: Offsets = offsets(zone_of(query.zone), query.period)
+            self.parameters["since"] = list(clock.since_s)
+            self.parameters["ahead"] = list(clock.offset_s)
+
+    def outer(self, branches: Sequence[str]) -> str:
+        """Merge the branches by window and group."""
+        keys = [*(["window"] if self.query.granularity != "none" else []), *self._group_names()]
+        columns = [*keys, *_STATES[self.family]]
+        source = "\n    UNION ALL\n".join(branches)
+        if self.family == "uniques":
+            inner = ", ".join([*keys, "distinct_hash"])
+            source = f"    SELECT {inner}, sum(n) AS n FROM\n    (\n{_indented(source)}\n    )\n    GROUP BY {inner}"
+        lines = ["SELECT", ",\n".join(f"    {c}" for c in columns), "FROM", "(", source, ")"]
+        if keys:
+            lines += [f"GROUP BY {', '.join(keys)}", f"ORDER BY {', '.join(keys)}"]
+        return "\n".join([*lines, f"LIMIT {ROWS_MAX + 1}"])
+
+    def rollup_branch(self, rollup: Rollup, cells: Sequence[Period]) -> str:
+        """Whole cells from a rollup."""
+        columns = self._keys(rollup.column)
+        states = {
+            "sums": [
+                "events AS n",
+                "total AS quantity_sum",
+                "min_value AS quantity_min",
+                "max_value AS quantity_max",
+            ],
+            "latest": ["events AS n", "latest AS quantity_latest"],
+            "uniques": ["distinct_hash", "events AS n"],
+        }[self.family]
+        value = "text" if self.query.by_events else "value"
+        columns = [c.replace("dimension_text_0", value) for c in columns]
+        where = ["account = {account:String}", *self._subject(), *self._customer()]
+        if rollup is _EVENTS_DIMENSION:
+            number = self.query.number is not None
+            where.append(f"dimension = {{{'number' if number else 'dimension_0'}:String}}")
+            where.append(f"is_number = {int(number)}")
+        elif self.dimensions:
+            where.append("dimension = {dimension_0:String}")
+        if "value_0" in self.parameters:
+            where.append(f"{value} = {{value_0:String}}")
+        where.append(self._ranges(rollup.column, rollup.type, cells, "cell"))
+        return _select([*columns, *states], rollup.table, where)
+
+    def facts_branch(self, periods: Sequence[Period], *, net: bool) -> str:
+        """Rows of facts and corrections; `net`: only those that nothing took out, as smallest and largest need."""
+        source = self._signed_rows(periods)
+        if net:
+            source = self._standing_rows(source)
+        where = []
+        amount = "value"
+        joins = ""
+        if not self.query.by_events:
+            joins = (
+                "\n    ARRAY JOIN meters.feature AS feature, meters.rev AS rev, meters.quantity AS quantity,"
+                " meters.distinct_hash AS distinct_hash"
+            )
+            amount = "quantity"
+            where.append("feature IN {features:Array(String)}")
+        elif self.query.number is not None:
+            amount = "dims.number[number_at]"
+        if self.family == "uniques":
+            where.append("distinct_hash != 0")
+        columns = [*self._keys("timestamp"), *self._fact_states(amount)]
+        text = f"    SELECT {', '.join(columns)}\n    FROM\n    (\n{_indented(source)}\n    ){joins}"
+        return text + (f"\n    WHERE {' AND '.join(where)}" if where else "")
+
+    def _fact_states(self, amount: str) -> list[str]:
+        if self.family == "uniques":
+            return ["distinct_hash", "toInt64(sign) AS n"]
+        if self.family == "latest":
+            return [
+                "toInt64(sign) AS n",
+                f"initializeAggregation('argMaxState', {amount}, {_ORDER}) AS quantity_latest",
+            ]
+        return [
+            "toInt64(sign) AS n",
+            f"toDecimal256({amount}, 9) * sign AS quantity_sum",
+            f"if(sign > 0, {amount}, {_NO_MINIMUM}) AS quantity_min",
+            f"if(sign > 0, {amount}, {_NO_MAXIMUM}) AS quantity_max",
+        ]
+
+    def _signed_rows(self, periods: Sequence[Period]) -> str:
+        columns = (
+            "client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`,"
+            " `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`,"
+            " epoch, `partition`, `offset`, line"
+        )
+        extra = [
+            f"arrayFirstIndex((name, is_number) -> name = {{dimension_{i}:String}} AND is_number = 0,"
+            f" dims.name, dims.is_number) AS dimension_at_{i}"
+            for i in range(len(self.dimensions))
+        ]
+        if self.query.number is not None:
+            extra.append(
+                "arrayFirstIndex((name, is_number) -> name = {number:String} AND is_number = 1,"
+                " dims.name, dims.is_number) AS number_at"
+            )
+        where = ["account = {account:String}", "kind = 'delta'", *self._customer()]
+        if self.query.event_name is not None:
+            where.append("event_name = {event_name:String}")
+        if not self.query.by_events:
+            where.append("hasAny(`meters.feature`, {features:Array(String)})")
+        where += [f"dimension_at_{i} > 0" for i in range(len(self.dimensions))]
+        where += [
+            f"dims.text[dimension_at_{i}] = {{value_{i}:String}}"
+            for i in range(len(self.dimensions))
+            if f"value_{i}" in self.parameters
+        ]
+        if self.query.number is not None:
+            where.append("number_at > 0")
+        where.append(self._ranges("timestamp", "DateTime64(6, 'UTC')", periods, "edge"))
+        selected = ", ".join([columns, *extra])
+        return "\n    UNION ALL\n".join(
+            (
+                _select([selected, "toInt8(1) AS sign"], "events", where),
+                _select([selected, "sign"], "corrections", where),
+            )
+        )
+
+    def _standing_rows(self, source: str) -> str:
+        """Rows that stand after corrections: those put in oftener than taken out, by position and content."""
+        keys = (
+            "client_id, entity_id, timestamp, event_name, value, `meters.feature`, `meters.rev`, `meters.quantity`,"
+            " `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`,"
+            " epoch, `partition`, `offset`, line"
+        )
+        extra = [f"dimension_at_{i}" for i in range(len(self.dimensions))]
+        if self.query.number is not None:
+            extra.append("number_at")
+        grouped = ", ".join([keys, *extra])
+        return (
+            f"    SELECT {grouped}, min(append_time) AS append_time, sum(sign) AS sign\n    FROM\n    (\n"
+            f"{_indented(source)}\n    )\n    GROUP BY {grouped}\n    HAVING sign > 0"
+        )
+
+    def _keys(self, time_column: str) -> list[str]:
+        columns = [] if self.query.granularity == "none" else [f"{self._window(time_column)} AS window"]
+        facts = time_column == "timestamp"
+        for group, name in zip(self.query.groups, self._group_names(), strict=True):
+            if group.startswith(DIMENSION_PREFIX):
+                i = self.dimensions.index(group.removeprefix(DIMENSION_PREFIX))
+                columns.append(f"dims.text[dimension_at_{i}] AS {name}" if facts else f"dimension_text_{i} AS {name}")
+            else:
+                column = {"customer": "client_id", "entity": "entity_id"}.get(group, group)
+                columns.append(f"{column} AS {name}")
+        return columns
+
+    def _group_names(self) -> list[str]:
+        return [f"group_{i}" for i in range(len(self.query.groups))]
+
+    def _window(self, column: str) -> str:
+        """Hours by their first instant, days and months by their local date."""
+        instant = "toDateTime(day, 'UTC')" if column == "day" else column
+        at = f"toInt64(toUnixTimestamp({instant}))"
+        since = f"roundDown({at}, {{since:Array(Int64)}})"
+        ahead = f"transform({since}, {{since:Array(Int64)}}, {{ahead:Array(Int64)}})"
+        local = f"{at} + {ahead}"
+        if self.query.granularity == "hour":
+            return f"toDateTime(greatest(intDiv({local}, 3600) * 3600 - {ahead}, {since}), 'UTC')"
+        day = f"toDate(toDateTime({local}, 'UTC'))"
+        return day if self.query.granularity == "day" else f"toStartOfMonth({day})"
+
+    def _subject(self) -> list[str]:
+        if not self.query.by_events:
+            return ["feature IN {features:Array(String)}"]
+        return ["event_name = {event_name:String}"] if self.query.event_name is not None else []
+
+    def _customer(self) -> list[str]:
+        return [
+            f"{column} = {{{name}:String}}"
+            for column, name in (("client_id", "customer"), ("entity_id", "entity"))
+            if name in self.parameters
+        ]
+
+    def _ranges(self, column: str, type_: str, periods: Sequence[Period], prefix: str) -> str:
+        """`column` in any of the periods; bounds go into the parameters as text of the column's type."""
+        tests = []
+        for i, period in enumerate(periods):
+            for side, instant in (("from", period.start), ("to", period.end)):
+                shape = {"Date": "%Y-%m-%d", "DateTime('UTC')": "%Y-%m-%d %H:%M:%S"}.get(type_, "%Y-%m-%d %H:%M:%S.%f")
+                self.parameters[f"{prefix}_{side}_{i}"] = instant.strftime(shape)
+            tests.append(f"{column} >= {{{prefix}_from_{i}:{type_}}} AND {column} < {{{prefix}_to_{i}:{type_}}}")
+        return tests[0] if len(tests) == 1 else f"({' OR '.join(tests)})"
+
+
+def _select(columns: Sequence[str], table: str, where: Sequence[str]) -> str:
+    return f"    SELECT {', '.join(columns)}\n    FROM {table}\n    WHERE {' AND '.join(where)}"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
