@@ -1,0 +1,613 @@
+"""The command `tally`: the command line, and the wiring of processes.
+
+The one module that sees all three packages. Commands are thin: they read the settings, call a function of a package
+and render what it gives. Exit codes: 0 done, 1 done with something to look at (rejected lines, drift), 2 could not be
+done.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial, wraps
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import orjson
+import structlog
+from litestar import Litestar, Request, Router
+from litestar.di import Provide
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from consumers.api import usage_router
+from consumers.audit import Auditor
+from consumers.sql_query import SqlRefused, run_sql
+from consumers.tables import render_audit, render_usage
+from consumers.usage import UsageError
+from consumers.usage_params import query_from
+from consumers.usage_reader import UsageReader
+from pipeline.adapters.catalog_log import CatalogClient, KafkaCatalogLog
+from pipeline.adapters.clickhouse import Store
+from pipeline.adapters.kafka import LogRanges, RecordWriter
+from pipeline.adapters.kafka_admin import BrokerUnavailable, TopicMismatch, ensure_topics
+from pipeline.app import configure_logs
+from pipeline.catalog_file import Change, apply_file, plan, read_catalog_file, render_plan
+from pipeline.catalog_service import CatalogService
+from pipeline.event import EventError
+from pipeline.migrate import MigrationError, migrate
+from pipeline.ports import CatalogUnavailable, LogUnavailable, StoreError, StoreUnavailable
+from pipeline.settings import Settings
+from pipeline.transaction_id import new_transaction_id
+from producers.api import Services, build_app
+from producers.auth import needs
+from producers.catalog_api import catalog_router
+from producers.file_destinations import PATIENCE_S, ApiDestination, KafkaDestination
+from producers.files import FileRefused, Rules, Summary, input_bytes, send_files
+from producers.intake import CatalogReader, Intake
+from producers.publisher import Publisher
+from producers.send_progress import SendProgress
+from producers.server import serve
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
+_FAILURES = (
+    BrokerUnavailable,
+    CatalogUnavailable,
+    EventError,
+    FileRefused,
+    LogUnavailable,
+    MigrationError,
+    SqlRefused,
+    StoreError,
+    StoreUnavailable,
+    TopicMismatch,
+    UsageError,
+)
+
+
+def main() -> None:
+    """The entry point."""
+    cli(prog_name="tally")
+
+
+def _told(command: _F) -> _F:
+    """Failures that a person can do something about come as one line, not as a traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except _FAILURES as error:
+            raise _failure(str(error)) from error
+
+    return run  # type: ignore[return-value]
+
+
+def _failure(message: str) -> click.ClickException:
+    error = click.ClickException(message)
+    error.exit_code = 2
+    return error
+
+
+def _settings() -> Settings:
+    try:
+        settings = Settings()
+    except (ValidationError, ValueError) as error:
+        raise _failure(f"the settings are wrong: {error}") from error
+    configure_logs(settings)
+    return settings
+
+
+def _print_json(document: object) -> None:
+    click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2, default=str).decode())
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(metadata.version("tallystream"), prog_name="tally")
+def cli() -> None:
+    """Usage metering that companies can bill from: every event counted exactly once."""
+
+
+# ------------------------------------------------------------------------------------------------ embedded stack
+
+
+@cli.command()
+@click.option("--detach", "-d", is_flag=True, help="Return once everything is ready; stop it with `tally down`.")
+@click.option("--json", "as_json", is_flag=True, help="Print addresses and the API key as JSON.")
+@click.option("--kafka-port", type=int, help="Port of Kafka; a free one otherwise.")
+@click.option("--clickhouse-port", type=int, help="Port of ClickHouse's HTTP interface; a free one otherwise.")
+@click.option("--api-port", type=int, help="Port of the API; a free one otherwise.")
+@click.option("--worker-port", type=int, help="Port of the worker's pages; a free one otherwise.")
+def up(detach: bool, as_json: bool, **ports: int | None) -> None:
+    """Run Kafka, ClickHouse, worker and API on this machine, and keep them running."""
+    from pipeline.local.jars import JarError  # noqa: PLC0415 - the embedded stack is an extra
+    from pipeline.local.part import PartError  # noqa: PLC0415
+    from pipeline.local.port import PortTakenError  # noqa: PLC0415
+    from pipeline.local.stack import Ports  # noqa: PLC0415
+    from pipeline.local.stackfile import StackError  # noqa: PLC0415
+
+    settings = _settings()
+    chosen = {name.removesuffix("_port"): port for name, port in ports.items()}
+    stack = _stack(settings, Ports(**chosen))
+    again = [f"--{name}-port={port}" for name, port in chosen.items() if port]
+    try:
+        stack.up(detach=detach, argv=[sys.executable, "-m", "tally", "up", *again])
+    except (StackError, PartError, PortTakenError, JarError) as error:
+        raise _failure(str(error)) from error
+    if detach:
+        _print_addresses(settings, as_json)
+
+
+@cli.command()
+def down() -> None:
+    """Stop the embedded stack of this data folder and wait for its end."""
+    from pipeline.local.stackfile import StackError  # noqa: PLC0415
+
+    try:
+        ran = _stack(_settings()).down()
+    except StackError as error:
+        raise _failure(str(error)) from error
+    click.echo("stopped" if ran else "nothing was running")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True)
+def status(as_json: bool) -> None:
+    """Tell how the parts of the embedded stack are. Exits 1 unless all are ready."""
+    found = _stack(_settings()).status()
+    parts = [
+        {
+            "name": part.name,
+            "state": part.state,
+            "ready": part.ready,
+            "pid": part.pid,
+            "restarts": part.restarts,
+            "address": part.address,
+            "log": part.log,
+        }
+        for part in found.parts
+    ]
+    if as_json:
+        _print_json({"running": found.running, "state": found.state, "error": found.error, "parts": parts})
+    else:
+        table = Table(title=f"{found.state}{': ' + found.error if found.error else ''}")
+        for column in ("part", "state", "ready", "pid", "restarts", "address"):
+            table.add_column(column, justify="right" if column in ("pid", "restarts") else "left")
+        for part in parts:
+            ready = "yes" if part["ready"] else "no"
+            shown = [str(part[name]) for name in ("name", "state", "pid", "restarts", "address")]
+            table.add_row(*shown[:2], ready, *shown[2:])
+        Console().print(table)
+    if not found.running or not all(part["ready"] for part in parts):
+        sys.exit(1)
+
+
+def _stack(settings: Settings, ports: Any = None) -> Any:
+    """The embedded stack with this product's worker and API in it."""
+    from pipeline.local.part import Part  # noqa: PLC0415 - the embedded stack is an extra
+    from pipeline.local.stack import Addresses, Stack  # noqa: PLC0415
+
+    def parts(at: Addresses) -> Sequence[Part]:
+        common = {
+            "TALLY_HOME": str(settings.home_dir),
+            "TALLY_KAFKA": at.kafka,
+            "TALLY_CLICKHOUSE": at.clickhouse,
+            "TALLY_API_PORT": str(at.api_port),
+            "TALLY_WORKER_PORT": str(at.worker_port),
+            "TALLY_INSTANCE": settings.instance or "worker-1",
+        }
+        worker = f"http://127.0.0.1:{at.worker_port}"
+        run = [sys.executable, "-m", "tally"]
+        return [
+            Part("worker", [*run, "worker"], common, f"{worker}/readyz", worker, start_s=120.0),
+            Part("api", [*run, "api"], common, f"{at.api}/readyz", at.api),
+        ]
+
+    def prepare(at: Addresses) -> Mapping[str, object]:
+        return _prepare(settings.model_copy(update={"kafka": at.kafka, "clickhouse": at.clickhouse}))
+
+    return Stack(settings.home_dir, parts=parts, prepare=prepare, ports=ports, say=_say)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _prepare(settings: Settings) -> Mapping[str, object]:
+    """Tables, topics, and the first account with its key; what stack.json shall remember."""
+    migrate(settings)
+    ensure_topics(settings)
+    key = asyncio.run(_first_key(settings))
+    return {"database": settings.database, "partitions": settings.partitions, "api_key": key}
+
+
+async def _first_key(settings: Settings) -> str:
+    async with _catalog(settings) as service:
+        return (await service.ensure_first_account(settings.default_account, _known_key(settings))).secret
+
+
+def _known_key(settings: Settings) -> str | None:
+    """The key that an earlier start has noted."""
+    try:
+        found = json.loads((settings.home_dir / "stack.json").read_text()).get("api_key")
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _print_addresses(settings: Settings, as_json: bool) -> None:
+    found = json.loads((settings.home_dir / "stack.json").read_text())
+    shown = {name: found[name] for name in ("api", "kafka", "clickhouse", "api_key")}
+    shown["worker"] = f"http://127.0.0.1:{found['worker_port']}"
+    shown["home"] = str(settings.home_dir)
+    if as_json:
+        _print_json(shown)
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in shown.items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+# ------------------------------------------------------------------------------------------------ processes
+
+
+@cli.command("migrate")
+@_told
+def migrate_command() -> None:
+    """Make or bring up to date the store's tables and the topics; safe to repeat."""
+    settings = _settings()
+    applied = migrate(settings)
+    ensure_topics(settings)
+    click.echo(f"{len(applied)} migrations applied" if applied else "the store is up to date")
+
+
+@cli.command()
+@click.option("--account", help="Default: TALLY_DEFAULT_ACCOUNT.")
+@_told
+def init(account: str | None) -> None:
+    """Do what `tally migrate` does, then make the first account; its admin key is printed once, when it is made."""
+    settings = _settings()
+    migrate(settings)
+    ensure_topics(settings)
+    name = account or settings.default_account
+
+    async def first() -> str | None:
+        async with _catalog(settings) as service:
+            await service.catch_up()
+            if service.catalog.account(name) is not None:
+                return None
+            return (await service.ensure_first_account(name)).secret
+
+    key = asyncio.run(first())
+    _print_json({"account": name, "api_key": key} if key else {"account": name, "api_key": None, "note": "was there"})
+
+
+@cli.command()
+def worker() -> None:
+    """Run a worker, as `faust -A pipeline.app worker` does."""
+    _settings()
+    os.execv(sys.executable, [sys.executable, "-m", "faust", "-A", "pipeline.app", "worker"])  # noqa: S606 - no shell
+
+
+@cli.command()
+def api() -> None:
+    """Serve the HTTP API."""
+    settings = _settings()
+    try:
+        serve("tally:make_api", host=settings.api_host, port=settings.api_port, workers=settings.api_workers)
+    except OSError as error:
+        raise _failure(
+            f"{settings.api_host}:{settings.api_port} cannot be listened on ({error}); choose another TALLY_API_PORT"
+        ) from error
+
+
+def make_api() -> Litestar:
+    """The API of one process; the server calls it in each."""
+    settings = _settings()
+    writer = RecordWriter(settings)
+    ranges = LogRanges(settings)
+    client = CatalogClient(KafkaCatalogLog(settings))
+    service = CatalogService(client)
+    publisher = Publisher(writer, topic=settings.topic_events, partitions=settings.partitions)
+    store = Store(settings)
+    reader = UsageReader(store, topic=settings.topic_events, partitions=settings.partitions)
+    intake = Intake(
+        publisher,
+        CatalogReader(service),
+        clock_us=_now_us,
+        ahead_max_us=settings.ahead_max_hours * 3_600_000_000,
+        new_id=new_transaction_id,
+    )
+
+    @asynccontextmanager
+    async def connected(_: Litestar) -> AsyncIterator[None]:
+        await _until_connected(writer.start, LogUnavailable)
+        await _until_connected(client.start, CatalogUnavailable)
+        yield
+        await client.stop()
+        await ranges.stop()
+        await writer.stop()
+        store.close()
+
+    async def kafka_answers() -> None:
+        await ranges.bounds(settings.topic_events, 0)
+
+    reading = Router(
+        path="/",
+        guards=[needs("read")],
+        dependencies={"account": Provide(_account, sync_to_thread=False)},
+        route_handlers=[usage_router(reader.usage, lambda: datetime.now(UTC))],
+    )
+    return build_app(
+        Services(intake, {"kafka": kafka_answers}),
+        [catalog_router(service), reading],
+        version=metadata.version("tallystream"),
+        lifespan=[connected],
+    )
+
+
+def _account(request: Request[Any, Any, Any]) -> str:
+    account: str = request.state.principal.account
+    return account
+
+
+async def _until_connected(
+    start: Callable[[], Awaitable[_T]], away: type[Exception], *, patience_s: float = float("inf")
+) -> _T:
+    """Processes come up before Kafka may: they wait, and say so. Raises what `start` raised past the patience."""
+    give_up_s = time.monotonic() + patience_s
+    wait_s = 0.2
+    while True:
+        try:
+            return await start()
+        except away as error:
+            if time.monotonic() + wait_s > give_up_s:
+                raise
+            structlog.get_logger(__name__).warning("waiting_to_start", error=str(error), retry_s=wait_s)
+        await asyncio.sleep(wait_s)
+        wait_s = min(wait_s * 2, 5.0)
+
+
+@asynccontextmanager
+async def _catalog(settings: Settings) -> AsyncIterator[CatalogService]:
+    client = CatalogClient(KafkaCatalogLog(settings))
+    await client.start()
+    try:
+        yield CatalogService(client)
+    finally:
+        await client.stop()
+
+
+# ------------------------------------------------------------------------------------------------ catalog
+
+
+@cli.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--account", help="Whose definitions, where the file does not say; default: TALLY_DEFAULT_ACCOUNT.")
+@click.option("--dry-run", is_flag=True, help="Show the difference and change nothing.")
+@click.option("--json", "as_json", is_flag=True)
+@_told
+def apply(file: Path, account: str | None, dry_run: bool, as_json: bool) -> None:
+    """Make features, dimensions and customers as FILE (YAML) says; shows the difference."""
+    settings = _settings()
+    wanted = read_catalog_file(file.read_text())
+    owner = wanted.account or account or settings.default_account
+
+    async def run() -> Sequence[Any]:
+        async with _catalog(settings) as service:
+            if dry_run:
+                await service.catch_up()
+                return plan(service.catalog, wanted, account=owner, now_us=_now_us())
+            return await apply_file(service, wanted, account=owner)
+
+    changes = asyncio.run(run())
+    if as_json:
+        _print_json([_change_document(change) for change in changes])
+    else:
+        Console().print(render_plan(changes))
+        if dry_run:
+            click.echo("nothing was changed (--dry-run)")
+
+
+def _change_document(change: Change) -> dict[str, object]:
+    fields = {field.name: {"before": field.before, "after": field.after} for field in change.fields}
+    return {"kind": change.kind, "id": change.id, "action": change.action, "fields": fields}
+
+
+@cli.group()
+def keys() -> None:
+    """API keys."""
+
+
+@keys.command("create")
+@click.option("--account", help="Default: TALLY_DEFAULT_ACCOUNT.")
+@click.option("--name", default="", help="What it is for.")
+@click.option("--scope", "scopes", multiple=True, type=click.Choice(["ingest", "read", "admin"]), default=["ingest"])
+@_told
+def keys_create(account: str | None, name: str, scopes: tuple[str, ...]) -> None:
+    """Make a key. Its secret is shown now and never again."""
+    settings = _settings()
+
+    async def run() -> Any:
+        async with _catalog(settings) as service:
+            fields = {"name": name, "scopes": list(scopes)}
+            return await service.create_key(account or settings.default_account, fields)
+
+    created = asyncio.run(run())
+    _print_json({"key": created.secret, "id": created.key.hash, "scopes": list(created.key.scopes)})
+
+
+@keys.command("revoke")
+@click.argument("key_id")
+@click.option("--account", help="Default: TALLY_DEFAULT_ACCOUNT.")
+@_told
+def keys_revoke(key_id: str, account: str | None) -> None:
+    """Revoke the key with this id for good."""
+    settings = _settings()
+
+    async def run() -> None:
+        async with _catalog(settings) as service:
+            await service.revoke_key(account or settings.default_account, key_id)
+
+    asyncio.run(run())
+    click.echo("revoked")
+
+
+# ------------------------------------------------------------------------------------------------ ways in
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option("--account", help="Account to send for, straight to Kafka; default: TALLY_DEFAULT_ACCOUNT.")
+@click.option("--api", "url", help="Send through this API instead, with --key.")
+@click.option("--key", envvar="TALLY_API_KEY", help="API key for --api; better in the environment as TALLY_API_KEY.")
+@click.option(
+    "--rejects", type=click.Path(dir_okay=False, path_type=Path), help="Where bad lines go; default: FILE.rejects."
+)
+@click.option("--json", "as_json", is_flag=True)
+@_told
+def send(  # noqa: PLR0917 - click passes them by name
+    files: tuple[str, ...], account: str | None, url: str | None, key: str | None, rejects: Path | None, as_json: bool
+) -> None:
+    """Send FILES of events (NDJSON, also .gz; - for standard input). Exits 1 if any line was rejected."""
+    settings = _settings()
+    if url and not key:
+        raise click.UsageError("--api needs --key, or TALLY_API_KEY in the environment")
+    rules = Rules(clock_us=_now_us, new_id=new_transaction_id, ahead_max_us=settings.ahead_max_hours * 3_600_000_000)
+
+    async def run() -> Summary:
+        sender = partial(send_files, files, rules=rules, rejects_path=rejects)
+        with SendProgress(Console(stderr=True), input_bytes(files)) as bar:
+            if url and key:
+                async with ApiDestination(url, key) as destination:
+                    return await sender(destination=destination, progress=bar)
+            async with _kafka_destination(settings, account or settings.default_account) as direct:
+                return await sender(destination=direct, progress=bar)
+
+    try:
+        summary = asyncio.run(run())
+    except FileNotFoundError as error:
+        raise _failure(f"{error.filename}: no such file") from error
+    if as_json:
+        _print_json(summary.as_json())
+    else:
+        click.echo(summary.as_text())
+    sys.exit(summary.exit_code)
+
+
+@asynccontextmanager
+async def _kafka_destination(settings: Settings, account: str) -> AsyncIterator[KafkaDestination]:
+    writer = RecordWriter(settings)
+    ranges = LogRanges(settings)
+    await _until_connected(writer.start, LogUnavailable, patience_s=PATIENCE_S)
+    try:
+        publisher = Publisher(writer, topic=settings.topic_events, partitions=settings.partitions)
+        catalog_end = partial(ranges.bounds, settings.topic_catalog, 0)
+        _, end = await _until_connected(catalog_end, LogUnavailable, patience_s=PATIENCE_S)
+        yield KafkaDestination(publisher, account=account, catalog_version=end - 1)
+    finally:
+        await ranges.stop()
+        await writer.stop()
+
+
+# ------------------------------------------------------------------------------------------------ ways out
+
+
+@cli.command()
+@click.option("--account", help="Default: TALLY_DEFAULT_ACCOUNT.")
+@click.option("--feature", help="One feature; every feature otherwise.")
+@click.option("--event-name", help="Events of one name, as they were sent.")
+@click.option("--customer", help="One customer.")
+@click.option("--entity", help="One part of a customer.")
+@click.option("--start", help="RFC 3339, or a local date or time of --zone; default: start of the month.")
+@click.option("--end", help="The same, not included; default: now.")
+@click.option("--granularity", "--by", type=click.Choice(["none", "hour", "day", "month"]), help="Rows per window.")
+@click.option("--zone", help="IANA time zone of days and months, such as America/New_York; default: UTC.")
+@click.option("--group-by", multiple=True, help="customer, entity, feature, event_name or dimension:NAME.")
+@click.option("--dimension", multiple=True, help="Group by this dimension.")
+@click.option("--where", multiple=True, metavar="NAME=VALUE", help="Only events whose dimension has this value.")
+@click.option("--number", help="With --event-name: the number dimension to add up instead of the value.")
+@click.option("--aggregation", help="sum, count, max, min, latest, unique or average; default: the feature's own.")
+@click.option("--source", type=click.Choice(["auto", "rollups", "facts"]), help="Where to read from; same numbers.")
+@click.option("--json", "fmt", flag_value="json", help="As JSON.")
+@click.option("--csv", "fmt", flag_value="csv", help="As CSV.")
+@_told
+def usage(account: str | None, fmt: str | None, where: tuple[str, ...], **options: Any) -> None:
+    """Usage by feature, customer, event name or dimension, between two instants."""
+    settings = _settings()
+    given: dict[str, list[str]] = {}
+    for name, value in options.items():
+        if value:
+            given[name] = list(value) if isinstance(value, tuple) else [value]
+    for condition in where:
+        name, separator, value = condition.partition("=")
+        if not separator:
+            raise click.UsageError(f"--where {condition}: give NAME=VALUE")
+        given[f"filter[{name}]"] = [value]
+    query = query_from(given, account or settings.default_account, datetime.now(UTC))
+    reader = UsageReader(Store(settings), topic=settings.topic_events, partitions=settings.partitions)
+    shape: Any = fmt or "table"
+    click.echo(render_usage(reader.usage(query), shape, Console()), nl=False)
+
+
+@cli.command()
+@click.argument("statement")
+@click.option("--json", "fmt", flag_value="json", help="As JSON.")
+@click.option("--csv", "fmt", flag_value="csv", help="As CSV.")
+@_told
+def sql(statement: str, fmt: str | None) -> None:
+    """Run a SELECT against the store."""
+    shape: Any = fmt or "table"
+    click.echo(run_sql(Store(_settings()), statement, shape), nl=False)
+
+
+@cli.command()
+@click.option("--account", help="Compare the rollups of this account only.")
+@click.option("--json", "fmt", flag_value="json", help="As JSON.")
+@click.option("--csv", "fmt", flag_value="csv", help="The findings as CSV.")
+@_told
+def audit(account: str | None, fmt: str | None) -> None:
+    """Check that every event counts exactly once, everywhere. Exits 1 and names what drifts."""
+    settings = _settings()
+    report = Auditor(Store(settings), topic=settings.topic_events).run(account=account)
+    shape: Any = fmt or "table"
+    click.echo(render_audit(report, shape, Console()), nl=False)
+    if report.drift:
+        sys.exit(1)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True)
+def config(as_json: bool) -> None:
+    """Print every setting with its value and meaning, secrets masked."""
+    settings = _settings()
+    rows = [
+        {"name": f"TALLY_{name.upper()}", "value": str(getattr(settings, name)), "meaning": field.description}
+        for name, field in Settings.model_fields.items()
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table()
+    for column in ("setting", "value", "meaning"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*[str(value) for value in row.values()])
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
