@@ -1,0 +1,68 @@
+"""One stack for the session: broker, engine, worker and API, started by the product's own command.
+
+Tests take an account of their own, or topics and databases of their own, so that they never meet. With `-m docker` the
+same tests run on servers in containers.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from docker_stack import docker_chosen, mark_shared, start_docker_stack
+from running_stack import RunningStack, Tenant, catalog_of, start_stack
+
+from pipeline.adapters.clickhouse import Store
+
+_SHORT_LEASE = {"TALLY_LEASE_S": "12", "TALLY_DEADLINE_S": "16", "TALLY_CLOCK_SKEW_MAX_S": "1"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks the tests that run on containers too."""
+    mark_shared(config, items)
+
+
+@pytest.fixture(scope="session")
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """The session's stack, with the broker's default time-outs and a short lease, so that waits for it stay short."""
+    home = tmp_path_factory.mktemp("stack")
+    if docker_chosen(request.config):
+        with start_docker_stack(home, _SHORT_LEASE) as found:
+            yield RunningStack(home, **found)
+        return
+    running = start_stack(home, _SHORT_LEASE)
+    yield running
+    running.tally("down")
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(stack: RunningStack) -> str:
+    """Address of the broker."""
+    return stack.kafka
+
+
+@pytest.fixture(scope="session")
+def clickhouse_url(stack: RunningStack) -> str:
+    """Address of the engine's HTTP interface."""
+    return stack.clickhouse
+
+
+@pytest.fixture(scope="session")
+def stack_store(stack: RunningStack) -> Iterator[Store]:
+    """The stack's own store."""
+    store = Store(stack.settings)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def tenant(stack: RunningStack) -> Tenant:
+    """A fresh account."""
+    account = f"t-{uuid.uuid4().hex[:12]}"
+
+    async def make() -> str:
+        async with catalog_of(stack.settings) as catalog:
+            return (await catalog.ensure_first_account(account)).secret
+
+    return Tenant(account, asyncio.run(make()))

@@ -1,0 +1,223 @@
+"""Usage out of rollups, out of facts, and counted in plain Python: always the same number."""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from functools import cache
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from stored_events import StoredEvent, insert_block, random_events
+
+from consumers.usage import UsageError, UsageQuery
+from consumers.usage_reader import UsageReader
+from pipeline.adapters.clickhouse import Store
+
+ZONES = ("UTC", "America/New_York", "Asia/Kolkata", "Asia/Kathmandu", "Australia/Lord_Howe")
+AGGREGATIONS = ("sum", "count", "max", "min", "latest", "unique", "average")
+# The clocks of New York and Lord Howe change in these: 2024-03-10 and 2024-11-03, 2024-04-07 and 2024-10-06.
+PERIODS = (datetime(2024, 3, 3, tzinfo=UTC), datetime(2024, 9, 30, tzinfo=UTC))
+DAYS = 44
+QUERIES = 60
+
+Key = tuple[datetime, tuple[tuple[str, str], ...]]
+
+
+@pytest.mark.parametrize("first", PERIODS, ids=["spring", "autumn"])
+def test_rollups_facts_and_plain_python_agree(store: Store, first: datetime) -> None:
+    """Random questions in five zones: one answer from wherever it is read, equal to the events themselves."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    events = random_events(seed, 900, "acme", first, DAYS)
+    others = random_events(seed + 1, 50, "other", first, DAYS)
+    insert_block(store, events[:500], start=0, end=72)
+    insert_block(store, events[500:], start=72, end=1000)
+    insert_block(store, [_in_partition(e, 1) for e in others], start=0, end=100)
+    reader = UsageReader(store, topic="tally.events", partitions=1)
+    draw = random.Random(seed)
+    read: set[str] = set()
+    for _ in range(QUERIES):
+        asked = _random_query(draw, first)
+        expected = _expected(asked, events)
+        for source in ("auto", "facts"):
+            answer = reader.usage(UsageQuery(**asked, source=source), {name: name for name in AGGREGATIONS})
+            found = {(row.start, tuple(row.group.items())): (row.events, row.value) for row in answer.rows}
+            assert found == expected, f"seed {seed}, {source}: {asked}"
+            read.update(answer.read_from)
+    assert {"usage_15m", "usage_client_day", "events"} <= read
+
+
+def test_a_question_that_rollups_cannot_answer_is_refused_when_they_are_insisted_on(store: Store) -> None:
+    """Two dimensions at once are in no rollup."""
+    start = datetime(2024, 3, 1, tzinfo=UTC)
+    query = UsageQuery(
+        account="acme",
+        feature="sum",
+        start=start,
+        end=start + timedelta(days=9),
+        where={"region": "a", "model": "b"},
+        source="rollups",
+    )
+    with pytest.raises(UsageError, match="no rollup"):
+        UsageReader(store, topic="tally.events", partitions=1).usage(query)
+
+
+def test_an_answer_says_until_when_it_is_complete(store: Store) -> None:
+    """The least of the partitions' times, once all of them have reported."""
+    start = datetime(2024, 3, 1, tzinfo=UTC)
+    query = UsageQuery(account="acme", start=start, end=start + timedelta(days=1))
+    reader = UsageReader(store, topic="tally.events", partitions=2)
+    columns = "INSERT INTO progress (topic, partition, epoch, complete_until, position, `end`, written_at) VALUES"
+    store.command(f"{columns} ('tally.events', 0, 0, '2026-01-01 00:00:05', 9, 9, 1)")
+    assert reader.usage(query).complete_until is None
+    store.command(f"{columns} ('tally.events', 1, 0, '2026-01-01 00:00:04', 9, 9, 1)")
+    store.command(f"{columns} ('tally.events', 0, 0, '2026-01-01 00:00:07.5', 9, 9, 2)")
+    answer = reader.usage(query)
+    assert answer.complete_until == datetime(2026, 1, 1, 0, 0, 4, tzinfo=UTC)
+    assert answer.lag_s is not None
+    assert answer.lag_s > 0
+
+
+def test_a_withdrawn_event_leaves_every_aggregate(store: Store) -> None:
+    """A correction with sign -1 counts against sums and takes its event out of the other aggregates."""
+    start = datetime(2024, 3, 3, tzinfo=UTC)
+    events = random_events(5, 200, "acme", start, 20)
+    insert_block(store, events, start=0, end=100)
+    voided = [e for i, e in enumerate(events) if i % 3 == 0]
+    targets = ", ".join(f"({e.offset}, {e.line})" for e in voided)
+    store.command(
+        "INSERT INTO corrections SELECT *, -1, 'void', epoch, partition, offset, line, 'test', append_time"
+        f" FROM events WHERE (offset, line) IN ({targets})"
+    )
+    kept = [e for e in events if e not in voided]
+    reader = UsageReader(store, topic="tally.events", partitions=1)
+    for group_by in ((), ("customer",)):
+        asked = _query(start, group_by=group_by, granularity="month")
+        answer = reader.usage(UsageQuery(**asked), {name: name for name in AGGREGATIONS})
+        found = {(row.start, tuple(row.group.items())): (row.events, row.value) for row in answer.rows}
+        assert found == _expected(asked, kept)
+
+
+def _query(first: datetime, **changes: Any) -> dict[str, Any]:
+    return {"account": "acme", "start": first, "end": first + timedelta(days=DAYS), **changes}
+
+
+def _random_query(draw: random.Random, first: datetime) -> dict[str, Any]:
+    start = first + timedelta(minutes=draw.randrange(60 * 24 * 20))
+    start = draw.choice((start, start.replace(hour=0, minute=0), start + timedelta(seconds=1.5)))
+    asked: dict[str, Any] = {
+        "account": "acme",
+        "start": start,
+        "end": start + timedelta(minutes=draw.choice((1, 40, 60 * 24 * 3, 60 * 24 * draw.randrange(1, 40)))),
+        "zone": draw.choice(ZONES),
+        "granularity": draw.choice(("none", "hour", "day", "month")),
+    }
+    groups = ["customer", "entity", "dimension:region", "dimension:model", "event_name"]
+    by_events = draw.random() < 0.35
+    if by_events:
+        asked["event_name"] = draw.choice(("call", "mail", ""))
+        asked["aggregation"] = draw.choice((None, "sum", "count", "max", "min", "average", "latest"))
+        if draw.random() < 0.3:
+            asked["number"] = "latency"
+    elif draw.random() < 0.6:
+        asked["feature"] = draw.choice((*AGGREGATIONS, "unheard of"))
+    asked["group_by"] = tuple(draw.sample(groups, draw.choice((0, 0, 1, 1, 2))))
+    if draw.random() < 0.4:
+        asked["customer"] = draw.choice(("anna", "c'\\\t\u00fc", "nobody"))
+    if draw.random() < 0.15:
+        asked["entity"] = "seat"
+    if draw.random() < 0.25:
+        asked["where"] = {draw.choice(("region", "model")): draw.choice(("a", "", "it's"))}
+    return asked
+
+
+def _expected(asked: dict[str, Any], events: Iterable[StoredEvent]) -> dict[Key, tuple[int, Decimal | None]]:
+    """The answer by definition: look at each event, keep what was asked for, put it where it belongs."""
+    query = UsageQuery(**asked)
+    cells: dict[Key, list[tuple[tuple[Any, ...], Decimal, int]]] = defaultdict(list)
+    kinds: dict[Key, str] = {}
+    for event in events:
+        if not query.start <= event.timestamp < query.end:
+            continue
+        if query.customer not in (None, event.client_id) or query.entity not in (None, event.entity_id):
+            continue
+        if query.event_name not in (None, event.event_name) or any(d not in event.texts for d in query.dimensions):
+            continue
+        if any(event.texts[name] != value for name, value in query.where.items()):
+            continue
+        order = (event.timestamp, event.append_time, event.epoch, event.partition, event.offset, event.line)
+        for feature, quantity, distinct in _amounts(query, event):
+            group = {
+                "customer": event.client_id,
+                "entity": event.entity_id,
+                "event_name": event.event_name,
+                "feature": feature,
+                **{f"dimension:{name}": value for name, value in event.texts.items()},
+            }
+            start = query.start
+            if query.granularity != "none":
+                start = max(start, _window_start(event.timestamp, query.granularity, query.zone))
+            key = (start, tuple((name, group[name]) for name in query.groups))
+            cells[key].append((order, quantity, distinct))
+            kinds[key] = query.aggregation or (feature if feature in AGGREGATIONS else "sum")
+    return {key: (len(rows), _aggregate[kinds[key]](sorted(rows))) for key, rows in cells.items()}
+
+
+def _amounts(query: UsageQuery, event: StoredEvent) -> list[tuple[str, Decimal, int]]:
+    if query.by_events:
+        if query.number is None:
+            return [("", event.value, 0)]
+        return [("", event.numbers[query.number], 0)] if query.number in event.numbers else []
+    return [(m.feature, m.quantity, m.distinct_hash) for m in event.meters if query.feature in (None, m.feature)]
+
+
+def _average(rows: list[tuple[Any, Decimal, int]]) -> Decimal:
+    with localcontext(prec=100):
+        total = sum((quantity for _, quantity, _ in rows), Decimal(0))
+        return (total / len(rows)).quantize(Decimal("1e-9"), ROUND_HALF_EVEN)
+
+
+_aggregate: dict[str, Callable[[list[tuple[Any, Decimal, int]]], Decimal]] = {
+    "sum": lambda rows: sum((quantity for _, quantity, _ in rows), Decimal(0)),
+    "count": lambda rows: Decimal(len(rows)),
+    "max": lambda rows: max(quantity for _, quantity, _ in rows),
+    "min": lambda rows: min(quantity for _, quantity, _ in rows),
+    "latest": lambda rows: rows[-1][1],
+    "unique": lambda rows: Decimal(len({distinct for _, _, distinct in rows})),
+    "average": _average,
+}
+
+
+@cache
+def _window_start(at: datetime, granularity: str, zone: str) -> datetime:
+    """Walk back by quarters of an hour for as long as the local clock shows the same window."""
+    cell = at.replace(minute=at.minute // 15 * 15, second=0, microsecond=0)
+    before = cell - timedelta(minutes=15)
+    if _label(before, granularity, zone) != _label(cell, granularity, zone):
+        return cell
+    while _label(before, granularity, zone) == _label(cell, granularity, zone):
+        cell, before = before, before - timedelta(minutes=15)
+    return cell
+
+
+def _label(at: datetime, granularity: str, zone: str) -> tuple[Any, ...]:
+    local = at.astimezone(ZoneInfo(zone))
+    if granularity == "hour":
+        return (local.date(), local.hour, local.utcoffset())
+    return (local.date(),) if granularity == "day" else (local.year, local.month)
+
+
+def _in_partition(event: StoredEvent, partition: int) -> StoredEvent:
+    return StoredEvent(
+        event.account,
+        event.client_id,
+        event.timestamp,
+        event.offset,
+        event.line,
+        partition,
+        meters=event.meters,
+        texts=event.texts,
+    )

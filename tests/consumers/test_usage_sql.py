@@ -1,0 +1,283 @@
+"""The text of usage statements, whole: what changes here changes what every answer is read from."""
+
+from datetime import UTC, datetime
+from itertools import pairwise
+
+import pytest
+
+from consumers.usage import UsageError, UsageQuery
+from consumers.usage_sql import build, make_plan
+from consumers.windows import Period
+
+# ruff: noqa: E501 - statements stand as they are sent
+
+
+def test_a_month_of_one_customer_in_new_york() -> None:
+    """Whole UTC days from the rollup, the hours at the ends of the local month from facts."""
+    query = UsageQuery(
+        account="acme",
+        feature="tokens",
+        customer="anna",
+        start=datetime(2024, 3, 1, 5, tzinfo=UTC),
+        end=datetime(2024, 4, 1, 4, tzinfo=UTC),
+        zone="America/New_York",
+        granularity="month",
+    )
+    statement = build(query, "sums", ["tokens"])
+    assert statement.read_from == ("usage_client_day", "events")
+    assert statement.parameters == {
+        "account": "acme",
+        "features": ["tokens"],
+        "customer": "anna",
+        "since": [0, 1710054000],
+        "ahead": [-18000, -14400],
+        "cell_from_0": "2024-03-02",
+        "cell_to_0": "2024-04-01",
+        "edge_from_0": "2024-03-01 05:00:00.000000",
+        "edge_to_0": "2024-03-02 00:00:00.000000",
+        "edge_from_1": "2024-04-01 00:00:00.000000",
+        "edge_to_1": "2024-04-01 04:00:00.000000",
+    }
+    assert (
+        statement.sql
+        == """SELECT
+    window,
+    sum(n) AS events,
+    sum(quantity_sum) AS total,
+    min(quantity_min) AS smallest,
+    max(quantity_max) AS largest
+FROM
+(
+    SELECT toStartOfMonth(toDate(toDateTime(toInt64(toUnixTimestamp(toDateTime(day, 'UTC'))) + transform(roundDown(toInt64(toUnixTimestamp(toDateTime(day, 'UTC'))), {since:Array(Int64)}), {since:Array(Int64)}, {ahead:Array(Int64)}), 'UTC'))) AS window, events AS n, total AS quantity_sum, min_value AS quantity_min, max_value AS quantity_max
+    FROM usage_client_day
+    WHERE account = {account:String} AND feature IN {features:Array(String)} AND client_id = {customer:String} AND day >= {cell_from_0:Date} AND day < {cell_to_0:Date}
+    UNION ALL
+    SELECT toStartOfMonth(toDate(toDateTime(toInt64(toUnixTimestamp(timestamp)) + transform(roundDown(toInt64(toUnixTimestamp(timestamp)), {since:Array(Int64)}), {since:Array(Int64)}, {ahead:Array(Int64)}), 'UTC'))) AS window, toInt64(sign) AS n, toDecimal256(quantity, 9) * sign AS quantity_sum, if(sign > 0, quantity, toDecimal128('99999999999999999999999999999.999999999', 9)) AS quantity_min, if(sign > 0, quantity, toDecimal128('-99999999999999999999999999999.999999999', 9)) AS quantity_max
+    FROM
+    (
+        SELECT client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`, `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`, epoch, `partition`, `offset`, line, toInt8(1) AS sign
+        FROM events
+        WHERE account = {account:String} AND kind = 'delta' AND client_id = {customer:String} AND hasAny(`meters.feature`, {features:Array(String)}) AND (timestamp >= {edge_from_0:DateTime64(6, 'UTC')} AND timestamp < {edge_to_0:DateTime64(6, 'UTC')} OR timestamp >= {edge_from_1:DateTime64(6, 'UTC')} AND timestamp < {edge_to_1:DateTime64(6, 'UTC')})
+        UNION ALL
+        SELECT client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`, `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`, epoch, `partition`, `offset`, line, sign
+        FROM corrections
+        WHERE account = {account:String} AND kind = 'delta' AND client_id = {customer:String} AND hasAny(`meters.feature`, {features:Array(String)}) AND (timestamp >= {edge_from_0:DateTime64(6, 'UTC')} AND timestamp < {edge_to_0:DateTime64(6, 'UTC')} OR timestamp >= {edge_from_1:DateTime64(6, 'UTC')} AND timestamp < {edge_to_1:DateTime64(6, 'UTC')})
+    )
+    ARRAY JOIN meters.feature AS feature, meters.rev AS rev, meters.quantity AS quantity, meters.distinct_hash AS distinct_hash
+    WHERE feature IN {features:Array(String)}
+)
+GROUP BY window
+ORDER BY window
+LIMIT 200001"""
+    )
+
+
+def test_events_by_a_dimension_by_local_hour() -> None:
+    """Quarters of an hour make up the hours of +05:30; nothing is left for facts."""
+    query = UsageQuery(
+        account="acme",
+        event_name="call",
+        group_by=("dimension:region",),
+        start=datetime(2024, 3, 1, tzinfo=UTC),
+        end=datetime(2024, 3, 2, tzinfo=UTC),
+        zone="Asia/Kolkata",
+        granularity="hour",
+    )
+    statement = build(query, "sums", [])
+    assert statement.read_from == ("events_dimension_15m",)
+    assert statement.parameters == {
+        "account": "acme",
+        "event_name": "call",
+        "dimension_0": "region",
+        "since": [0],
+        "ahead": [19800],
+        "cell_from_0": "2024-03-01 00:00:00",
+        "cell_to_0": "2024-03-02 00:00:00",
+    }
+    assert (
+        statement.sql
+        == """SELECT
+    window,
+    group_0,
+    sum(n) AS events,
+    sum(quantity_sum) AS total,
+    min(quantity_min) AS smallest,
+    max(quantity_max) AS largest
+FROM
+(
+    SELECT toDateTime(greatest(intDiv(toInt64(toUnixTimestamp(bucket)) + transform(roundDown(toInt64(toUnixTimestamp(bucket)), {since:Array(Int64)}), {since:Array(Int64)}, {ahead:Array(Int64)}), 3600) * 3600 - transform(roundDown(toInt64(toUnixTimestamp(bucket)), {since:Array(Int64)}), {since:Array(Int64)}, {ahead:Array(Int64)}), roundDown(toInt64(toUnixTimestamp(bucket)), {since:Array(Int64)})), 'UTC') AS window, text AS group_0, events AS n, total AS quantity_sum, min_value AS quantity_min, max_value AS quantity_max
+    FROM events_dimension_15m
+    WHERE account = {account:String} AND event_name = {event_name:String} AND dimension = {dimension_0:String} AND is_number = 0 AND bucket >= {cell_from_0:DateTime('UTC')} AND bucket < {cell_to_0:DateTime('UTC')}
+)
+GROUP BY window, group_0
+ORDER BY window, group_0
+LIMIT 200001"""
+    )
+
+
+def test_distinct_values_of_every_feature() -> None:
+    """Values are counted after they were merged over customers and days."""
+    query = UsageQuery(
+        account="acme",
+        start=datetime(2024, 3, 1, tzinfo=UTC),
+        end=datetime(2024, 3, 3, tzinfo=UTC),
+    )
+    statement = build(query, "uniques", ["seats", "users"])
+    assert statement.read_from == ("usage_uniques_client_day",)
+    assert statement.parameters == {
+        "account": "acme",
+        "features": ["seats", "users"],
+        "cell_from_0": "2024-03-01",
+        "cell_to_0": "2024-03-03",
+    }
+    assert (
+        statement.sql
+        == """SELECT
+    group_0,
+    sum(n) AS events,
+    countIf(n > 0) AS uniques
+FROM
+(
+    SELECT group_0, distinct_hash, sum(n) AS n FROM
+    (
+        SELECT feature AS group_0, distinct_hash, events AS n
+        FROM usage_uniques_client_day
+        WHERE account = {account:String} AND feature IN {features:Array(String)} AND day >= {cell_from_0:Date} AND day < {cell_to_0:Date}
+    )
+    GROUP BY group_0, distinct_hash
+)
+GROUP BY group_0
+ORDER BY group_0
+LIMIT 200001"""
+    )
+
+
+def test_two_dimensions_from_facts() -> None:
+    """No rollup has both: one statement over facts and corrections."""
+    query = UsageQuery(
+        account="acme",
+        feature="tokens",
+        where={"model": "large"},
+        group_by=("dimension:region",),
+        start=datetime(2024, 3, 1, tzinfo=UTC),
+        end=datetime(2024, 3, 2, tzinfo=UTC),
+    )
+    statement = build(query, "latest", ["tokens"])
+    assert statement.read_from == ("events",)
+    assert statement.parameters == {
+        "account": "acme",
+        "features": ["tokens"],
+        "dimension_0": "region",
+        "dimension_1": "model",
+        "value_1": "large",
+        "edge_from_0": "2024-03-01 00:00:00.000000",
+        "edge_to_0": "2024-03-02 00:00:00.000000",
+    }
+    assert (
+        statement.sql
+        == """SELECT
+    group_0,
+    sum(n) AS events,
+    argMaxMerge(quantity_latest) AS latest
+FROM
+(
+    SELECT dims.text[dimension_at_0] AS group_0, toInt64(sign) AS n, initializeAggregation('argMaxState', quantity, bitShiftLeft(toUInt256(toUnixTimestamp64Micro(timestamp)), 202) + bitShiftLeft(toUInt256(toUnixTimestamp64Milli(append_time)), 160) + bitShiftLeft(toUInt256(epoch), 128) + bitShiftLeft(toUInt256(`partition`), 96) + bitShiftLeft(toUInt256(`offset`), 32) + line) AS quantity_latest
+    FROM
+    (
+        SELECT client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`, `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`, epoch, `partition`, `offset`, line, arrayFirstIndex((name, is_number) -> name = {dimension_0:String} AND is_number = 0, dims.name, dims.is_number) AS dimension_at_0, arrayFirstIndex((name, is_number) -> name = {dimension_1:String} AND is_number = 0, dims.name, dims.is_number) AS dimension_at_1, toInt8(1) AS sign
+        FROM events
+        WHERE account = {account:String} AND kind = 'delta' AND hasAny(`meters.feature`, {features:Array(String)}) AND dimension_at_0 > 0 AND dimension_at_1 > 0 AND dims.text[dimension_at_1] = {value_1:String} AND timestamp >= {edge_from_0:DateTime64(6, 'UTC')} AND timestamp < {edge_to_0:DateTime64(6, 'UTC')}
+        UNION ALL
+        SELECT client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`, `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`, epoch, `partition`, `offset`, line, arrayFirstIndex((name, is_number) -> name = {dimension_0:String} AND is_number = 0, dims.name, dims.is_number) AS dimension_at_0, arrayFirstIndex((name, is_number) -> name = {dimension_1:String} AND is_number = 0, dims.name, dims.is_number) AS dimension_at_1, sign
+        FROM corrections
+        WHERE account = {account:String} AND kind = 'delta' AND hasAny(`meters.feature`, {features:Array(String)}) AND dimension_at_0 > 0 AND dimension_at_1 > 0 AND dims.text[dimension_at_1] = {value_1:String} AND timestamp >= {edge_from_0:DateTime64(6, 'UTC')} AND timestamp < {edge_to_0:DateTime64(6, 'UTC')}
+    )
+    ARRAY JOIN meters.feature AS feature, meters.rev AS rev, meters.quantity AS quantity, meters.distinct_hash AS distinct_hash
+    WHERE feature IN {features:Array(String)}
+)
+GROUP BY group_0
+ORDER BY group_0
+LIMIT 200001"""
+    )
+
+
+def test_nothing_of_a_question_gets_into_the_text() -> None:
+    """Whatever the values are, they are parameters."""
+    evil = "'; DROP TABLE events; --"
+    query = UsageQuery(
+        account=evil,
+        feature=evil,
+        customer=evil,
+        entity=evil,
+        where={evil: evil},
+        group_by=(f"dimension:{evil}x",),
+        start=datetime(2024, 3, 1, tzinfo=UTC),
+        end=datetime(2024, 3, 2, tzinfo=UTC),
+    )
+    assert "DROP" not in build(query, "sums", [evil]).sql
+
+
+def test_cells_and_edges_make_up_the_period() -> None:
+    """Nothing is read twice and nothing is left out, month by month."""
+    query = UsageQuery(
+        account="acme",
+        customer="anna",
+        start=datetime(2024, 2, 10, 3, 4, 5, tzinfo=UTC),
+        end=datetime(2024, 12, 10, 3, 4, 5, 6, tzinfo=UTC),
+        zone="Australia/Lord_Howe",
+        granularity="month",
+    )
+    plan = make_plan(query, "sums")
+    parts = sorted([*plan.cells, *plan.edges])
+    assert plan.rollup is not None
+    assert Period(parts[0].start, parts[-1].end) == query.period
+    assert all(one.end == following.start for one, following in pairwise(parts))
+    assert len(plan.edges) == 12  # both ends, and ten local midnights between
+
+
+def test_local_days_of_a_customer_are_read_from_facts() -> None:
+    """UTC days are no days of New York."""
+    query = UsageQuery(
+        account="acme",
+        customer="anna",
+        start=datetime(2024, 3, 1, tzinfo=UTC),
+        end=datetime(2024, 4, 1, tzinfo=UTC),
+        zone="America/New_York",
+        granularity="day",
+    )
+    assert make_plan(query, "sums").rollup is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"start": datetime(2024, 3, 1)}, "start"),  # noqa: DTZ001 - naive on purpose
+        ({"end": datetime(2024, 2, 1, tzinfo=UTC)}, "end"),
+        ({"end": datetime(2101, 2, 1, tzinfo=UTC)}, "end"),
+        ({"feature": "a", "event_name": "b"}, "event_name"),
+        ({"feature": "a", "number": "b"}, "number"),
+        ({"event_name": "a", "aggregation": "unique"}, "aggregation"),
+        ({"aggregation": "median"}, "aggregation"),
+        ({"granularity": "week"}, "granularity"),
+        ({"source": "cache"}, "source"),
+        ({"zone": "Europe/Nowhere"}, "zone"),
+        ({"zone": "../etc/passwd"}, "zone"),
+        ({"zone": ""}, "zone"),
+        ({"group_by": ("colour",)}, "group_by"),
+        ({"group_by": ("dimension:",)}, "group_by"),
+        ({"group_by": ("customer", "customer")}, "group_by"),
+        ({"granularity": "hour", "end": datetime(2029, 2, 1, tzinfo=UTC)}, "granularity"),
+        ({"account": ""}, "account"),
+    ],
+)
+def test_a_wrong_question_names_its_field(changes: dict[str, object], field: str) -> None:
+    """Before anything is sent."""
+    asked = {
+        "account": "acme",
+        "start": datetime(2024, 3, 1, tzinfo=UTC),
+        "end": datetime(2024, 4, 1, tzinfo=UTC),
+        **changes,
+    }
+    with pytest.raises(UsageError) as wrong:
+        UsageQuery(**asked)  # type: ignore[arg-type]
+    assert wrong.value.field == field

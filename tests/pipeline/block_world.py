@@ -1,0 +1,698 @@
+"""A small world around the production Session: log, group, store and workers in memory, with faults by a seed.
+
+The oracle knows nothing of the stages: it reads the log as JSON and says what every line's verdict must be. The
+conservation law is checked at the end, and at each commit everything below the committed offset must be there.
+"""
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from virtual_loop import VirtualExecutor
+
+from pipeline.adapters.block_store_fake import TABLES, MemoryBlocks, block_name
+from pipeline.adapters.group_fake import Coordinator, MemoryGroup
+from pipeline.adapters.log_fake import MemoryLog
+from pipeline.adapters.rocks_fake import MemoryTable
+from pipeline.block import Position, Verdict, decode_metadata, unpack_sighting
+from pipeline.catalog import Account, Catalog, Feature, encode_account, encode_feature
+from pipeline.changelog import unpack_change
+from pipeline.event import derived_id_hash, id_hash, partition_of
+from pipeline.ports import CommitAnswer, Header, Landed, LogUnavailable, Member, Record, StoreUnavailable
+from pipeline.session import Limits, Outside, Session
+from pipeline.stages.build import Place
+from pipeline.stages.mapping import Mapper, Mappers
+from pipeline.stages.sink import Block
+
+TOPIC, REJECTS, CHANGELOG = "events", "rejects", "changelog"
+START_MS = 1_790_000_000_000
+LEASE_MS, DEADLINE_MS = 4_000, 2_000
+
+
+class Violation(AssertionError):  # noqa: N818 - says what happened
+    """The protocol's promise is broken."""
+
+
+class Killed(BaseException):
+    """The process is no more."""
+
+
+@dataclass
+class Faults:
+    """Chances of what may go wrong, per occasion. All zero: nothing does."""
+
+    kill: float = 0.0
+    commit_unknown: float = 0.0
+    insert: float = 0.0
+    store: float = 0.0
+    log: float = 0.0
+    slow: float = 0.0
+
+
+HARSH = Faults(kill=0.006, commit_unknown=0.03, insert=0.12, store=0.02, log=0.04, slow=0.03)
+
+
+class _Blocks(MemoryBlocks):
+    """The store with lost answers, half-done inserts, inserts that go on after the client has given up, and tokens
+    that were noted before a crash took the rows. It forgets tokens as soon as the protocol allows it."""
+
+    def __init__(self, world: "World") -> None:
+        super().__init__(world.now_ms, token_window_ms=LEASE_MS + 2 * DEADLINE_MS)
+        self.world = world
+
+    def last_block(self, epoch: int, partition: int) -> Any:
+        self.world.hiccup()
+        return super().last_block(epoch, partition)
+
+    def landed(self, block: Block) -> Any:
+        self.world.hiccup()
+        return super().landed(block)
+
+    def write_ledger(self, block: Block, stated_ms: int) -> None:
+        self.world.hiccup()
+        self.world.must_be_stated(block, "ledger")
+        super().write_ledger(block, stated_ms)
+        self.world.hiccup()
+
+    def repair(self, block: Block, landed: Landed) -> None:
+        self.world.repaired += 1
+        super().repair(block, landed)
+
+    def write_rejects(self, block: Block) -> None:
+        self.world.must_be_stated(block, "rejects")
+        super().write_rejects(block)
+        self.world.hiccup()
+
+    def insert(self, block: Block, deadline_ms: int) -> None:
+        world = self.world
+        world.must_be_stated(block, "insert")
+        world.hiccup()
+        steps = list(self.steps(block, deadline_ms))
+        if not world.chance(world.faults.insert):
+            for step in steps:
+                step()
+            return
+        now = world.random.randrange(len(steps) + 1)
+        for step in steps[:now]:
+            step()
+        if now < len(steps) and world.chance(0.3):
+            self.note_token(self.places(block)[now], block.token)
+        elif world.chance(0.5):  # the server goes on without its client, until a while after the deadline at most
+            left_s = max(0.0, (deadline_ms - world.now_ms()) / 1000)
+            later_s = world.random.uniform(0, left_s + DEADLINE_MS / 2000)
+            asyncio.get_running_loop().call_later(later_s, lambda: [step() for step in steps[now:]])
+        raise StoreUnavailable("the answer was lost")
+
+
+class _Log(MemoryLog):
+    def __init__(self, world: "World") -> None:
+        super().__init__(world.now_ms)
+        self.world = world
+
+
+class _Writer:
+    """One worker's producer: a record may arrive without an acknowledgement."""
+
+    def __init__(self, worker: "SimWorker") -> None:
+        self.worker = worker
+
+    async def write(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        partition: int,
+        key: bytes | None = None,
+        headers: Sequence[Header] = (),
+    ) -> int:
+        world = self.worker.world
+        await asyncio.sleep(world.random.uniform(0, 0.02))
+        self.worker.must_live()
+        if world.chance(world.faults.log):
+            raise LogUnavailable("not sent")
+        if topic == CHANGELOG and value is not None:
+            change = unpack_change(value)
+            world.must_be_known(partition, change.start, "changelog")
+            world.remembered[partition] = max(world.remembered[partition], change.end)
+        offset = world.log.append(topic, partition, value, headers)
+        if world.chance(world.faults.log):
+            raise LogUnavailable("the acknowledgement was lost")
+        return offset
+
+
+class _Reader:
+    def __init__(self, worker: "SimWorker") -> None:
+        self.worker = worker
+
+    async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
+        await asyncio.sleep(self.worker.world.random.uniform(0, 0.01))
+        self.worker.must_live()
+        return await self.worker.world.log.bounds(topic, partition)
+
+    async def read_range(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        async for records in self.worker.world.log.read_range(topic, partition, start, end):
+            await asyncio.sleep(0.001)
+            self.worker.must_live()
+            if self.worker.world.chance(self.worker.world.faults.log):
+                raise LogUnavailable("the reading was cut short")
+            yield records
+
+
+class _Group(MemoryGroup):
+    """Commits that take their time, are lost, or are applied without an answer."""
+
+    def __init__(self, worker: "SimWorker") -> None:
+        super().__init__(worker.world.coordinator, worker.world.log, TOPIC)
+        self.worker = worker
+
+    async def committed(self, partition: int) -> tuple[int, str] | None:
+        await asyncio.sleep(self.worker.world.random.uniform(0, 0.01))
+        self.worker.must_live()
+        return await super().committed(partition)
+
+    async def commit(self, partition: int, offset: int, metadata: str, member: Member) -> CommitAnswer:
+        world = self.worker.world
+        self.worker.must_live()
+        await asyncio.sleep(world.random.uniform(0, 0.02))
+        if world.chance(world.faults.slow):
+            await asyncio.sleep(world.random.uniform(0, 2.0))
+        if world.chance(world.faults.commit_unknown):
+            if world.chance(0.5):
+                await super().commit(partition, offset, metadata, member)
+            await asyncio.sleep(world.random.uniform(0, 1.0))
+            self.worker.must_live()
+            return CommitAnswer.UNKNOWN
+        answer = await super().commit(partition, offset, metadata, member)
+        await asyncio.sleep(world.random.uniform(0, 0.01))
+        self.worker.must_live()
+        return answer
+
+    async def open_at(self, partition: int, offset: int) -> int:
+        await asyncio.sleep(0)
+        self.worker.must_live()
+        return await super().open_at(partition, offset)
+
+
+class _CatalogOfWorld:
+    """The catalog as all workers of the world read it."""
+
+    def __init__(self) -> None:
+        self.catalog = Catalog()
+        self._mappers = Mappers(self.catalog)
+        self._state(encode_account(Account(id="acme", name="Acme", mode="live"), "0"))
+        self.more()
+
+    def more(self) -> None:
+        """A feature that meters the same events from now on."""
+        number = self.catalog.version + 1
+        feature = Feature(account="acme", id=f"feature-{number}", name="F", event_names=("used",))
+        self._state(encode_feature(feature, str(number)))
+
+    def _state(self, record: tuple[bytes, bytes]) -> None:
+        self.catalog.apply(self.catalog.version + 1, *record)
+
+    def version(self) -> int:
+        return self.catalog.version
+
+    def mapper(self, version: int) -> Mapper:
+        return self._mappers.at(version)
+
+    async def wait_for(self, version: int) -> None:
+        assert version <= self.catalog.version
+
+    async def end(self) -> int:
+        return self.catalog.version
+
+
+class SimWorker:
+    """A worker process: its membership, its disk and its sessions."""
+
+    def __init__(self, world: "World", number: int) -> None:
+        self.world = world
+        self.number = number
+        self.alive = False
+        self.silent = False
+        self.store_takes_s: float | None = None
+        self.disk = [MemoryTable() for _ in range(world.partitions)]
+        self.sessions: dict[int, tuple[Session, asyncio.Task[None]]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """The process begins with what is on its disk."""
+        world = self.world
+        self.alive, self.silent = True, False
+        self.tables: dict[int, MemoryTable] = {}
+        self.sessions = {}
+        self.group = _Group(self)
+        self.cpu = VirtualExecutor(lambda: world.random.uniform(0, 0.01), serial=True)
+        self.io = VirtualExecutor(self._io_s, serial=False)
+        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._pump())]
+
+    def _io_s(self) -> float:
+        if self.store_takes_s is not None:
+            return self.store_takes_s
+        slow = self.world.chance(self.world.faults.slow)
+        return self.world.random.uniform(0, 3.0 if slow else 0.03)
+
+    def must_live(self) -> None:
+        """A dead process does nothing any more."""
+        if not self.alive:
+            raise Killed
+
+    def kill(self, *, disk_lost: bool = False) -> None:
+        """SIGKILL. What was not flushed is gone, with the disk everything."""
+        self.alive = False
+        self.world.killed += 1
+        self.cpu.dead = self.io.dead = True
+        for task in [*self._tasks, *(task for _, task in self.sessions.values())]:
+            task.cancel()
+        if disk_lost:
+            self.disk = [MemoryTable() for _ in self.disk]
+
+    def flush(self) -> None:
+        """The memory tables reach the disk."""
+        for number, table in self.tables.items():
+            self.disk[number] = table.copy()
+
+    def fail_point(self, name: str) -> None:
+        """Counts, and kills by chance or where a test asks for it."""
+        world = self.world
+        world.passed[name] += 1
+        if world.kill_at == (name, world.passed[name]) or world.chance(world.faults.kill):
+            self.kill(disk_lost=world.disk_lost or world.chance(0.3))
+            raise Killed
+
+    async def _follow(self) -> None:
+        """Heartbeats: a group that has moved on ends all sessions, then begins new ones."""
+        while True:
+            member = self.group.member
+            moved = member is None or member.generation != self.world.coordinator.generation
+            if moved and not self.silent:
+                self.group.join()
+                if self.world.chance(self.world.faults.slow * 10):  # sessions hear of it a little later
+                    await asyncio.sleep(self.world.random.uniform(0, 0.5))
+                await self._release()
+                self._take()
+            elif not self.silent and any(s.standing.state == "over" for s, _ in self.sessions.values()):
+                await asyncio.sleep(self.world.random.uniform(0, 1.0))
+                await self.group.rejoin()
+            await asyncio.sleep(0.1)
+
+    async def _release(self) -> None:
+        sessions, self.sessions = self.sessions, {}
+        for _, task in sessions.values():
+            task.cancel()
+        await asyncio.gather(*(task for _, task in sessions.values()), return_exceptions=True)
+        for number in sessions:
+            await asyncio.get_running_loop().run_in_executor(self.cpu, self._close, number)
+
+    def _take(self) -> None:
+        member = self.group.member
+        if member is None:
+            return  # it left meanwhile; the next heartbeat joins anew
+        for number in range(self.world.partitions):
+            if self.world.coordinator.owners.get(number) == member.member_id:
+                session = self.world.session(self, number, member)
+                task = asyncio.create_task(session.run())
+                task.add_done_callback(lambda task, session=session: self._ended(session, task))
+                self.sessions[number] = (session, task)
+
+    def _ended(self, session: Session, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and self.alive:
+            self.world.faulty.append(error)
+        if session.standing.stopped and self.alive:
+            self.world.stopped[session.standing.partition] = session.standing.stopped
+
+    async def _pump(self) -> None:
+        while True:
+            for number, (session, _) in list(self.sessions.items()):
+                batch = self.group.fetch(number, self.world.random.randint(1, 4))
+                if batch is not None:
+                    session.offer(batch)
+            await asyncio.sleep(self.world.random.uniform(0.005, 0.06))
+
+    def open(self, number: int) -> MemoryTable:
+        """In the builder's thread."""
+        self.tables[number] = self.disk[number].copy()
+        return self.tables[number]
+
+    def _close(self, number: int) -> None:
+        table = self.tables.pop(number, None)
+        if table is not None:
+            self.disk[number] = table.copy()
+            table.close()
+
+
+@dataclass
+class World:
+    """All of it. `kill_at`: the fail point and the number of its passing at which the worker dies."""
+
+    seed: int = 0
+    partitions: int = 1
+    workers_count: int = 1
+    faults: Faults = field(default_factory=Faults)
+    kill_at: tuple[str, int] | None = None
+    rows_max: int = 6
+    close_s: float = 0.05
+    topic_id: str = "first"
+    disk_lost: bool = False
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.passed: Counter[str] = Counter()
+        self.remembered: Counter[int] = Counter()
+        self.stopped: dict[int, str] = {}
+        self.faulty: list[BaseException] = []
+        self.stated: set[tuple[int, int, int, int]] = set()
+        self.sent_ids: set[tuple[str, ...]] = set()
+        self.log = _Log(self)
+        self.coordinator = Coordinator(self.partitions)
+        self.coordinator.on_commit = self._committed
+        self.blocks = _Blocks(self)
+        self.catalog = _CatalogOfWorld()
+        self.workers = [SimWorker(self, number) for number in range(self.workers_count)]
+        self.killed = 0
+        self.away_until_ms = 0
+        self.repaired = 0
+        self._contents: dict[str, int] = {}
+
+    # -- time and chance
+
+    def now_ms(self) -> int:
+        """The clock of everybody."""
+        try:
+            return START_MS + int(asyncio.get_running_loop().time() * 1000)
+        except RuntimeError:
+            return START_MS
+
+    def chance(self, probability: float) -> bool:
+        """By the seed; draws nothing where it cannot happen."""
+        return probability > 0 and self.random.random() < probability
+
+    def hiccup(self) -> None:
+        """A question to the store that is not answered."""
+        if self.now_ms() < self.away_until_ms or self.chance(self.faults.store):
+            raise StoreUnavailable("no answer")
+
+    # -- what happens
+
+    def session(self, worker: SimWorker, number: int, member: Member) -> Session:
+        """A production session on this world."""
+        outside = Outside(
+            group=worker.group,
+            writer=_Writer(worker),
+            reader=_Reader(worker),
+            blocks=self.blocks,
+            catalog=self.catalog,
+            now_ms=self.now_ms,
+            cpu=worker.cpu,
+            io=worker.io,
+            topic_rejects=REJECTS,
+            topic_changelog=CHANGELOG,
+            fail_point=worker.fail_point,
+        )
+        limits = Limits(self.rows_max, 1 << 20, self.close_s, LEASE_MS, DEADLINE_MS)
+        place = Place(TOPIC, 0, number, self.partitions, "acme", 10**15)
+        return Session(outside, limits, place, member, self.topic_id, lambda: worker.open(number))
+
+    def produce(self, number: int, lines: Sequence[bytes]) -> None:
+        """A record that a client writes."""
+        offset = self.log.append(TOPIC, number, b"\n".join(lines), (("account", b"acme"),))
+        for index, line in enumerate(lines):
+            event = _parsed(line)
+            if event is not None:
+                identity = event.get("transactionId")
+                self.sent_ids.add((identity,) if identity else (str(number), str(offset), str(index)))
+
+    def produce_at_random(self, number: int) -> None:
+        """A record with news, repetitions, conflicts, events without id, misplaced ones and nonsense."""
+        self.produce(number, [self._line(number) for _ in range(self.random.randint(1, 3))])
+
+    def _line(self, number: int) -> bytes:
+        kind = self.random.random()
+        if kind < 0.06:
+            return b'{"clientId": 7}'
+        identity = f"t{self.random.randrange(12)}"
+        if kind > 0.2:
+            while partition_of(id_hash("acme", identity), self.partitions) != number:
+                identity = f"t{self.random.randrange(12)}"
+        value = self._contents.setdefault(identity, self.random.randrange(1, 9))
+        if self.random.random() < 0.15:
+            value += 10
+        return event_line(None if kind < 0.1 else identity, value, month=1 + value % 2)
+
+    # -- what must hold at every moment
+
+    def must_be_stated(self, block: Block, what: str) -> None:
+        """Nothing of a block leaves the worker before its intent is acknowledged."""
+        if (block.partition, block.start, block.end, block.crc) not in self.stated:
+            raise Violation(f"{what} of {block_name(block)} before its intent, seed {self.seed}")
+
+    def must_be_known(self, number: int, start: int, what: str) -> None:
+        """The same by position."""
+        if not any(stated[:2] == (number, start) for stated in self.stated):
+            raise Violation(f"{what} of partition {number} at {start} before its intent, seed {self.seed}")
+
+    def _committed(self, number: int, offset: int, metadata: str) -> None:
+        found = decode_metadata(offset, metadata)
+        assert found is not None
+        try:
+            self._check_below(number, found.epoch, offset)
+        except Violation as error:
+            self.faulty.append(error)
+        if found.intent is not None:
+            self.stated.add((number, offset, found.intent.end, found.intent.crc))
+
+    def _check_below(self, number: int, epoch: int, offset: int) -> None:
+        """What a committed offset promises: everything before it is stored, everywhere, and will be remembered."""
+        done = [e for name, e in self.blocks.ledger.items() if name[:2] == (epoch, number) and e.block.end <= offset]
+        for entry in done:
+            block = entry.block
+            landed = MemoryBlocks.landed(self.blocks, block)
+            if not landed.complete:
+                raise Violation(f"{block_name(block)} acknowledged with {landed}, seed {self.seed}")
+            for line in block.rejects:
+                if (number, Position(epoch, line.offset, line.line)) not in self.blocks.rejects:
+                    raise Violation(f"{block_name(block)} acknowledged without a reject, seed {self.seed}")
+        counted = max((entry.block.end for entry in done), default=None)
+        if counted is not None and counted != offset:
+            raise Violation(f"offset {offset} committed, the ledger reaches {counted}, seed {self.seed}")
+        if done and self.remembered[number] < offset:
+            reached = self.remembered[number]
+            raise Violation(f"offset {offset} committed, the changelog reaches {reached}, seed {self.seed}")
+
+    # -- how a run goes
+
+    async def run(self, until_s: float = 120.0) -> None:
+        """Starts the workers that are down, lets everything drain, checks."""
+        for worker in self.workers:
+            if not worker.alive:
+                worker.start()
+        await self.drain(until_s)
+        self.check()
+
+    async def drain(self, until_s: float = 120.0) -> None:
+        """Returns once everything in the log is counted; restarts what died. Raises Violation when that never is."""
+        ends = asyncio.get_running_loop().time() + until_s
+        while not self.drained():
+            self._raise_faults()
+            if asyncio.get_running_loop().time() > ends:
+                raise Violation(f"does not drain, seed {self.seed}: {self.coordinator.committed}")
+            for worker in self.workers:
+                if not worker.alive:
+                    worker.start()
+            self.expire()
+            await asyncio.sleep(0.1)
+        self._raise_faults()
+
+    def expire(self) -> None:
+        """Members that no living worker is were not heard of for too long."""
+        present = {w.group.member.member_id for w in self.workers if w.alive and w.group.member is not None}
+        for member_id in set(self.coordinator.members) - present:
+            self.coordinator.leave(member_id)
+
+    def drained(self) -> bool:
+        """All is committed, nothing is under way."""
+        for number in range(self.partitions):
+            if number in self.stopped:
+                return True
+            found = self.coordinator.committed.get(number)
+            committed = None if found is None else decode_metadata(*found)
+            end = len(self.log.records(TOPIC, number))
+            if committed is None or committed.offset != end or committed.intent is not None:
+                return False
+        return True
+
+    def _raise_faults(self) -> None:
+        for error in self.faulty:
+            raise Violation(f"seed {self.seed}: {error!r}") from error
+
+    async def chaos(self, steps: int) -> None:
+        """Things happen at random moments."""
+        for _ in range(steps):
+            await asyncio.sleep(self.random.expovariate(4.0))
+            self._raise_faults()
+            await self._happens()
+
+    async def _happens(self) -> None:
+        worker = self.random.choice(self.workers)
+        kind = self.random.choices(
+            ("produce", "kill", "start", "silent", "expel", "expire", "speak", "flush", "catalog", "away", "night"),
+            (30, 3, 12, 6, 9, 6, 9, 6, 3, 2, 2),
+        )[0]
+        if kind == "produce":
+            self.produce_at_random(self.random.randrange(self.partitions))
+        elif kind == "catalog":
+            self.catalog.more()
+        elif kind == "expire":
+            self.expire()
+        elif kind == "away":
+            self.away_until_ms = self.now_ms() + self.random.randrange(LEASE_MS + DEADLINE_MS)
+        elif kind == "night":
+            await asyncio.sleep(self.random.uniform(0, 2.5 * (LEASE_MS + DEADLINE_MS) / 1000))
+        elif kind == "start" and not worker.alive:
+            worker.start()
+        elif worker.alive:
+            if kind == "kill":
+                worker.kill(disk_lost=self.chance(0.3))
+            elif kind == "flush":
+                worker.flush()
+            elif kind in ("silent", "speak"):
+                worker.silent = kind == "silent"
+            elif kind == "expel" and worker.silent and worker.group.member is not None:
+                self.coordinator.leave(worker.group.member.member_id)
+
+    def calm(self) -> None:
+        """No more faults; those that were silent speak."""
+        self.faults = Faults()
+        self.away_until_ms = 0
+        for worker in self.workers:
+            worker.silent = False
+
+    # -- the law
+
+    def check(self) -> None:
+        """The conservation law, the verdicts of all lines, and that nothing was lost or counted twice."""
+        self._raise_faults()
+        if self.stopped:
+            raise Violation(f"stopped, seed {self.seed}: {self.stopped}")
+        expected = {number: self.verdicts(number) for number in range(self.partitions)}
+        accepted = {
+            (number, position, key)
+            for number, lines in expected.items()
+            for position, (verdict, key) in lines.items()
+            if verdict is Verdict.ACCEPTED
+        }
+        for table in TABLES:
+            found = Counter((number, fact.position, fact.key) for number, fact in self.blocks.facts(table))
+            self._same(f"twice in {table}", {row for row, times in found.items() if times > 1}, set())
+            self._same(table, set(found), accepted)
+        kept = {key for _, _, key in accepted}
+        lost = {identity for identity in self.sent_ids if self._key(identity) not in kept}
+        self._same("ids never counted", lost, set())
+        for number, lines in expected.items():
+            self._check_ledger(number, {position: verdict for position, (verdict, _) in lines.items()})
+            self._check_changelog(number, {key: position for n, position, key in accepted if n == number})
+            refused = {p: v for p, (v, _) in lines.items() if v in (Verdict.REJECTED, Verdict.CONFLICT)}
+            self._same("rejects", {p: v for (n, p), v in self.blocks.rejects.items() if n == number}, refused)
+
+    def _key(self, identity: tuple[str, ...]) -> int:
+        if len(identity) == 1:
+            return id_hash("acme", identity[0])
+        number, offset, line = map(int, identity)
+        return derived_id_hash(0, TOPIC, number, offset, line)
+
+    def verdicts(self, number: int) -> dict[Position, tuple[Verdict, int]]:
+        """What the log says of each line of a partition, read the slow and plain way."""
+        seen: dict[int, int] = {}
+        found: dict[Position, tuple[Verdict, int]] = {}
+        for record in self.log.records(TOPIC, number):
+            for line, raw in enumerate((record.value or b"").split(b"\n")):
+                position = Position(0, record.offset, line)
+                event = _parsed(raw)
+                if event is None:
+                    found[position] = (Verdict.REJECTED, 0)
+                    continue
+                key = self._key(
+                    (event["transactionId"],)
+                    if "transactionId" in event
+                    else (str(number), str(record.offset), str(line))
+                )
+                if "transactionId" in event and partition_of(key, self.partitions) != number:
+                    found[position] = (Verdict.REROUTED, key)
+                elif key not in seen:
+                    seen[key] = event["value"]
+                    found[position] = (Verdict.ACCEPTED, key)
+                else:
+                    same = seen[key] == event["value"]
+                    found[position] = (Verdict.DUPLICATE if same else Verdict.CONFLICT, key)
+        return found
+
+    def ids(self) -> int:
+        """How many events the whole log holds that count."""
+        return sum(v is Verdict.ACCEPTED for n in range(self.partitions) for v, _ in self.verdicts(n).values())
+
+    def verdicts_counted(self) -> tuple[int, int]:
+        """Rows in facts, and how many of them stand for an id that has another row."""
+        keys = [fact.key for _, fact in self.blocks.facts("events")]
+        return len(keys), len(keys) - len(set(keys))
+
+    def _check_ledger(self, number: int, verdicts: dict[Position, Verdict]) -> None:
+        at = 0
+        for name in sorted(name for name in self.blocks.ledger if name[1] == number):
+            block = self.blocks.ledger[name].block
+            self._same(f"start of {name}", block.start, at)
+            at = block.end
+            counts = Counter(v for position, v in verdicts.items() if block.start <= position.offset < block.end)
+            got = block.counts
+            self._same(
+                f"counts of {name}",
+                (got.events, got.accepted, got.duplicates, got.conflicts, got.rejected, got.rerouted),
+                (counts.total(), *(counts[verdict] for verdict in Verdict)),
+            )
+        self._same(f"ledger's end of {number}", at, len(self.log.records(TOPIC, number)))
+
+    def _check_changelog(self, number: int, firsts: dict[int, Position]) -> None:
+        found: dict[int, Position] = {}
+        for record in self.log.records(CHANGELOG, number):
+            for key, value in unpack_change(record.value or b"").entries:
+                position = unpack_sighting(value).position
+                known = found.get(int.from_bytes(key, "little"))
+                found[int.from_bytes(key, "little")] = position if known is None else min(known, position)
+        self._same(f"changelog of {number}", found, firsts)
+
+    def _same(self, what: str, found: Any, expected: Any) -> None:
+        if found != expected:
+            raise Violation(f"{what}: {found}, expected {expected}, seed {self.seed}")
+
+
+def event_line(identity: str | None, value: int, *, month: int = 1) -> bytes:
+    """An event as a client writes it."""
+    event: dict[str, Any] = {"clientId": "c", "timestamp": f"2026-0{month}-15T00:00:00Z", "eventName": "used"}
+    if identity is not None:
+        event["transactionId"] = identity
+    return json.dumps({**event, "value": value}).encode()
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    event: dict[str, Any] = json.loads(line)
+    return event if isinstance(event["clientId"], str) else None
+
+
+async def random_run(seed: int, *, steps: int = 40, prepare: Callable[[World], None] = lambda world: None) -> World:
+    """A run with everything going wrong that may, then calm, then the law."""
+    world = World(seed=seed, partitions=2, workers_count=2, faults=HARSH)
+    prepare(world)
+    for number in range(world.partitions):
+        for _ in range(4):
+            world.produce_at_random(number)
+    for worker in world.workers:
+        worker.start()
+    await world.chaos(steps)
+    world.calm()
+    await world.run()
+    return world

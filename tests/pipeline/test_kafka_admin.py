@@ -1,0 +1,97 @@
+"""Topics are made as production wants them, and every start checks that they still are."""
+
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+
+from pipeline.adapters.kafka_admin import BrokerUnavailable, TopicMismatch, check_topics, ensure_topics, topic_id
+from pipeline.settings import Settings
+
+
+@pytest.fixture
+def settings(kafka_bootstrap: str, tmp_path: Path) -> Settings:
+    """Names of the test's own."""
+    name = uuid.uuid4().hex[:8]
+    return Settings(
+        home=tmp_path,
+        kafka=kafka_bootstrap,
+        topic_events=f"{name}.events",
+        topic_rejects=f"{name}.rejects",
+        topic_catalog=f"{name}.catalog",
+        group=name,
+        partitions=3,
+    )
+
+
+def _alter(settings: Settings, topic: str, name: str, value: str) -> None:
+    entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    client = AdminClient({"bootstrap.servers": settings.kafka})
+    for done in client.incremental_alter_configs([resource]).values():
+        done.result(20)
+    end = time.monotonic() + 20
+    while client.describe_configs([resource])[resource].result(20)[name].value != value:
+        assert time.monotonic() < end, "the broker never took the setting"
+
+
+def test_topics_are_made_once_and_pass_the_check(settings: Settings) -> None:
+    """Making them again changes nothing; an id tells this topic from a later one of the same name."""
+    ensure_topics(settings)
+    first = topic_id(settings, settings.topic_events)
+    ensure_topics(settings)
+    check_topics(settings)
+    assert topic_id(settings, settings.topic_events) == first
+
+
+def test_missing_topics_say_what_to_do(settings: Settings) -> None:
+    """Before `tally migrate` or `tally init`."""
+    with pytest.raises(TopicMismatch, match="run `tally migrate`"):
+        check_topics(settings)
+
+
+def test_another_number_of_partitions_is_refused(settings: Settings) -> None:
+    """Ids would move between partitions and count twice."""
+    ensure_topics(settings)
+    with pytest.raises(TopicMismatch, match="has 3 partitions, TALLY_PARTITIONS says 4"):
+        check_topics(settings.model_copy(update={"partitions": 4}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("unclean.leader.election.enable", "true"),
+        ("message.timestamp.type", "CreateTime"),
+        ("retention.ms", "1000"),
+        ("cleanup.policy", "compact"),
+    ],
+)
+def test_a_changed_setting_is_named_with_the_way_back(settings: Settings, name: str, value: str) -> None:
+    """Each of these would sooner or later lose or misjudge events."""
+    ensure_topics(settings)
+    _alter(settings, settings.topic_events, name, value)
+    with pytest.raises(TopicMismatch, match=f"{name}={value}.*--add-config"):
+        check_topics(settings)
+
+
+def test_a_longer_retention_is_welcome(settings: Settings) -> None:
+    """More than asked for is no fault."""
+    ensure_topics(settings)
+    _alter(settings, settings.topic_events, "retention.ms", "-1")
+    check_topics(settings)
+
+
+def test_fewer_replicas_than_asked_for_are_refused(settings: Settings) -> None:
+    """A topic made by hand, say."""
+    ensure_topics(settings)
+    with pytest.raises(TopicMismatch, match="has 1 replicas, TALLY_REPLICATION asks for 3"):
+        check_topics(settings.model_copy(update={"replication": 3}))
+
+
+def test_no_broker_is_told_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the address that was tried."""
+    monkeypatch.setattr("pipeline.adapters.kafka_admin._TIMEOUT_S", 1.0)
+    with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:1"):
+        check_topics(Settings(home=tmp_path, kafka="127.0.0.1:1"))

@@ -1,0 +1,99 @@
+"""The API on the wire: Granian in a process of its own, spoken to by other people's clients."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+HERE = Path(__file__).parent
+EVENT = {"clientId": "c", "timestamp": "2026-01-01T00:00:00Z", "transactionId": "t"}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """Address and key of a running API on a log in memory; it stops cleanly on SIGTERM."""
+    folder = tmp_path_factory.mktemp("served")
+    told = folder / "ready"
+    code = f"""
+from pathlib import Path
+from producers.server import serve
+serve("served_app:make_app", host="127.0.0.1", port=0, ready_file=Path({str(told)!r}))
+"""
+    path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
+    environment = {**os.environ, "PYTHONPATH": path, "SERVED_KEY_FILE": str(folder / "key")}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True) as process:
+        try:
+            address = asyncio.run(_ready(process, told))
+            yield address, (folder / "key").read_text()
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) == 0
+
+
+async def _ready(process: "subprocess.Popen[bytes]", told: Path) -> str:
+    """The address, once the API says that it is ready."""
+    async with asyncio.timeout(60), httpx.AsyncClient() as client:
+        while process.poll() is None:
+            try:
+                address = _address(told)
+                if (await client.get(f"{address}/readyz")).status_code == 200:
+                    return address
+            except (FileNotFoundError, httpx.TransportError):
+                await asyncio.sleep(0.05)  # the process has just been started: nothing to await
+    raise AssertionError(f"the API ended with {process.returncode}")
+
+
+def _address(told: Path) -> str:
+    """What the server left in its file. Raises FileNotFoundError until then."""
+    return f"http://{told.read_text()}"
+
+
+def post(served: tuple[str, str], path: str, content: bytes, **headers: str) -> httpx.Response:
+    """A POST by httpx."""
+    address, key = served
+    given = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", **headers}
+    return httpx.post(address + path, content=content, headers=given)
+
+
+def test_every_door_answers(served: tuple[str, str]) -> None:
+    """Over HTTP/1.1 with httpx."""
+    assert post(served, "/api/v1/events", json.dumps([EVENT] * 500).encode()).json()["accepted"] == 500
+    use = {"customer_id": "c", "feature_id": "calls", "value": 1}
+    assert post(served, "/v1/events", json.dumps(use).encode()).json()["code"] == "event_received"
+    query = {"query": 'mutation { createUsageEvent(input: {userId: "c", featureId: "calls", delta: 1}) }'}
+    assert post(served, "/graphql", json.dumps(query).encode()).json() == {"data": {"createUsageEvent": True}}
+    lines = b"\n".join([json.dumps(EVENT).encode()] * 3)
+    answer = post(served, "/v1/events/batch", lines, **{"Content-Type": "application/x-ndjson"})
+    assert answer.json()["accepted"] == 3
+
+
+def test_the_seeds_request_works(served: tuple[str, str]) -> None:
+    """As documented, address and key aside, by the standard library's client (no curl on a fresh machine)."""
+    address, key = served
+    body = b'{\n"customer_id": "user-123",\n"feature_id": "calls",\n"value": 1\n}'
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    wanted = urllib.request.Request(f"{address}/v1/events", body, headers, method="POST")  # noqa: S310 - own address
+    with urllib.request.urlopen(wanted, timeout=30) as answer:  # noqa: S310
+        assert json.load(answer)["message"] == "Event recorded successfully"
+
+
+def test_bad_input_on_the_wire(served: tuple[str, str]) -> None:
+    """Limits hold for announced and for streamed bodies; the server goes on serving."""
+    assert post(served, "/api/v1/events", b"{").status_code == 400
+    assert post(served, "/api/v1/events", b"\xff").status_code == 400
+    assert post(served, "/api/v1/events", b"{}", Authorization="Bearer wrong").status_code == 401
+    assert post(served, "/v1/nothing", b"{}").status_code == 404
+    assert post(served, "/api/v1/events", b" " * 10_000_001).status_code == 413
+    address, key = served
+    chunks = (b" " * 1_000_000 for _ in range(11))
+    headers = {"Authorization": key, "Content-Type": "application/json"}
+    assert httpx.post(f"{address}/api/v1/events", content=chunks, headers=headers).status_code == 413
+    assert httpx.get(f"{address}/livez").status_code == 200

@@ -1,0 +1,448 @@
+"""The store of blocks on the real engine: what landed is told table by table, and a repair brings back exactly that."""
+
+import json
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from store_contents import TARGETS, contents
+
+from pipeline.adapters.block_store import BlockStore
+from pipeline.adapters.clickhouse import Store
+from pipeline.block import LogRecord
+from pipeline.catalog import Account, Catalog, Dimension, Feature, encode_account, encode_dimension, encode_feature
+from pipeline.ports import Epoch, Progress, StoreError
+from pipeline.stages.build import Place, build_block
+from pipeline.stages.mapping import Mapper, Mappers
+from pipeline.stages.sink import MARK_ACCOUNT, Block
+
+TOPIC = "tally.events"
+FIRST = datetime(2025, 11, 20, tzinfo=UTC)
+STATED_MS = 1_767_225_600_123
+FAR_MS = 4_000_000_000_000
+ROLLUPS = TARGETS[2:]
+
+
+def _mapper() -> Mapper:
+    """Features of several aggregations, a dimension of each type."""
+    calls: Any = {"account": "acme", "event_names": ("call",)}
+    features = [
+        Feature(id="calls", name="Calls", aggregation="count", **calls),
+        Feature(id="tokens", name="Tokens", value_key="tokens", **calls),
+        Feature(id="peak", name="Peak", aggregation="max", value_key="tokens", **calls),
+        Feature(id="last", name="Last", aggregation="latest", **calls),
+        Feature(id="users", name="Users", aggregation="unique", unique_key="user", **calls),
+    ]
+    dimensions = [
+        Dimension(account="acme", key="model", type="string"),
+        Dimension(account="acme", key="seconds", type="number"),
+    ]
+    return _mapper_of(features, dimensions)
+
+
+def _mapper_of(features: Iterable[Feature], dimensions: Iterable[Dimension]) -> Mapper:
+    catalog = Catalog()
+    records = [encode_account(Account(id="acme", name="Acme", mode="live"), "0")]
+    records += [encode_feature(feature, str(i)) for i, feature in enumerate(features)]
+    records += [encode_dimension(dimension, str(i)) for i, dimension in enumerate(dimensions)]
+    for offset, record in enumerate(records):
+        catalog.apply(offset, *record)
+    return Mappers(catalog).at(catalog.version)
+
+
+MAPPER = _mapper()
+
+
+@dataclass
+class Partition:
+    """One partition's log and its first sightings: builds block after block as a worker does."""
+
+    number: int = 0
+    epoch: int = 0
+    end: int = 0
+    seen: dict[bytes, bytes] = field(default_factory=dict)
+
+    def block(self, lines: Iterable[str | bytes], *, skip: int = 0, mapper: Mapper | None = None) -> Block:
+        """The next block: a record a line, after `skip` offsets that hold none."""
+        start = self.end
+        records = [
+            LogRecord(start + skip + i, STATED_MS + i, line.encode() if isinstance(line, str) else line, _HEADERS)
+            for i, line in enumerate(lines)
+        ]
+        self.end = start + skip + len(records)
+        block = build_block(
+            Place(TOPIC, self.epoch, self.number, self.number + 1, "acme", 10**15),
+            records,
+            start=start,
+            end=self.end,
+            mapper=mapper or MAPPER,
+            catalog_version=7,
+            lookup=lambda keys: {key: self.seen[key] for key in keys if key in self.seen},
+        )
+        self.seen.update(block.sightings)
+        return block
+
+
+_HEADERS = (("account", b"acme"),)
+
+
+def _events(seed: int, number: int, days: int) -> list[str]:
+    """Events from FIRST on, over so many days."""
+    draw = random.Random(seed)
+    return [
+        json.dumps(
+            {
+                "clientId": draw.choice(("anna", "ben")),
+                "timestamp": (FIRST + timedelta(seconds=draw.randrange(days * 86_400))).isoformat(),
+                "transactionId": f"{seed}-{i}",
+                "eventName": draw.choice(("call", "call", "mail")),
+                "value": draw.randrange(-5, 100),
+                "data": {
+                    "tokens": draw.randrange(1000),
+                    "user": draw.choice("abc"),
+                    "model": draw.choice(("large", "small")),
+                    "seconds": draw.randrange(100),
+                },
+            }
+        )
+        for i in range(number)
+    ]
+
+
+@pytest.fixture
+def blocks(store: Store) -> BlockStore:
+    """A store of blocks without any."""
+    name = store.query("SELECT currentDatabase()").rows[0][0]
+    return BlockStore(store, topic=TOPIC, database=name)
+
+
+@pytest.fixture
+def unmerged(store: Store) -> Iterable[None]:
+    """Parts stay as they were inserted, so that a test can take one away."""
+    for table in TARGETS:
+        store.command(f"SYSTEM STOP MERGES {table}")
+    yield
+    for table in TARGETS:
+        store.command(f"SYSTEM START MERGES {table}")
+
+
+def _put(blocks: BlockStore, *several: Block) -> None:
+    for block in several:
+        blocks.write_ledger(block, STATED_MS)
+        blocks.insert(block, FAR_MS)
+
+
+def _parts(store: Store) -> set[tuple[str, str]]:
+    """Every part of every target."""
+    rows = store.query(
+        "SELECT table, name FROM system.parts"
+        " WHERE database = currentDatabase() AND active AND table IN {t:Array(String)}",
+        {"t": list(TARGETS)},
+    ).rows
+    return {(table, name) for table, name in rows}
+
+
+def _drop(store: Store, parts: Iterable[tuple[str, str]]) -> None:
+    for table, name in parts:
+        store.command(f"ALTER TABLE {table} DROP PART '{name}'")
+
+
+def _months(block: Block) -> list[int]:
+    return [month.month for month in block.months]
+
+
+# ------------------------------------------------------------------------------------------------ epochs and ledger
+
+
+def test_epochs_are_lives_of_a_topic(blocks: BlockStore) -> None:
+    """A topic's first life is 0 for each partition; made anew it begins the next, and old ids keep their number."""
+    assert blocks.epoch("A", 0) == Epoch(0, False, 0)
+    blocks.begin_epoch(0, 0, "A", 2, 17)
+    assert blocks.epoch("A", 0) == Epoch(0, True, 17)
+    assert blocks.epoch("A", 1) == Epoch(0, False, 0)
+    assert blocks.epoch("B", 1) == Epoch(1, False, 0)
+    blocks.begin_epoch(1, 1, "B", 2, 0)
+    assert blocks.epoch("B", 0) == Epoch(1, False, 0)
+    assert blocks.epoch("A", 0) == Epoch(0, True, 17)
+    assert blocks.epoch("C", 0) == Epoch(2, False, 0)
+
+
+def test_the_ledger_gives_the_newest_block_back_as_its_intent(blocks: BlockStore) -> None:
+    """To the bit, for blocks with rows and without, by partition and epoch."""
+    partition = Partition()
+    assert blocks.last_block(0, 0) is None
+    for block in (partition.block(_events(1, 20, 60)), partition.block([], skip=5), partition.block(["{"])):
+        blocks.write_ledger(block, STATED_MS)
+        assert blocks.last_block(0, 0) == block.intent(STATED_MS)
+    assert blocks.last_block(0, 1) is None
+    assert blocks.last_block(1, 0) is None
+
+
+def test_the_ledger_is_idempotent_and_keeps_the_latest_statement(store: Store, blocks: BlockStore) -> None:
+    """The same block thrice is one head row and one row a month, with exact counts and sums."""
+    partition = Partition()
+    lines = _events(1, 50, 60)
+    partition.block(lines[:5])
+    block = partition.block([*lines, lines[7].replace("anna", "eve").replace("ben", "eve"), "nonsense"])
+    for stated in (STATED_MS, STATED_MS, STATED_MS + 5000):
+        blocks.write_ledger(block, stated)
+    assert blocks.last_block(0, 0) == block.intent(STATED_MS + 5000)
+    rows = store.query(
+        "SELECT month, events, accepted, duplicates, conflicts, rejected, rerouted, rows, value_sum, id_hash_sum"
+        " FROM blocks FINAL ORDER BY month"
+    ).rows
+    accepted = [json.loads(line) for line in lines[5:]]
+    total = Decimal(sum(event["value"] for event in accepted))
+    hashes = sum(month.id_hash_sum for month in block.months) % (1 << 128)
+    assert rows[0] == (0, 52, 45, 5, 1, 1, 0, 45, total, hashes)
+    assert rows[1:] == [(m.month, 0, 0, 0, 0, 0, 0, m.rows, m.value_sum, m.id_hash_sum) for m in block.months]
+    assert (sum(m.rows for m in block.months), sum(m.value_sum for m in block.months)) == (45, total)
+
+
+def test_how_far_was_counted_before_an_offset(blocks: BlockStore) -> None:
+    """The last block that ends at or before it; those of earlier epochs come before all of a later one."""
+    assert blocks.counted_before(0, 0, 100) is None
+    old, new = Partition(), Partition(epoch=1)
+    for block in (old.block([], skip=10), old.block([], skip=10), new.block([], skip=7)):
+        blocks.write_ledger(block, STATED_MS)
+    asked = [(0, 9), (0, 10), (0, 19), (0, 25), (1, 6), (1, 7)]
+    found = [blocks.counted_before(epoch, 0, offset) for epoch, offset in asked]
+    assert found == [None, (0, 10), (0, 10), (0, 20), (0, 20), (1, 7)]
+    assert blocks.counted_before(1, 3, 10) is None
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+def test_a_block_inserted_thrice_is_there_once(store: Store, blocks: BlockStore) -> None:
+    """In facts, ids and every rollup, with other deadlines too; what it holds is what was sent."""
+    partition = Partition()
+    _put(blocks, partition.block(_events(1, 30, 90)))
+    lines = _events(2, 300, 90)
+    block = partition.block(lines)
+    _put(blocks, block)
+    once = contents(store)
+    for deadline in (FAR_MS, FAR_MS + 1):
+        blocks.insert(block, deadline)
+    assert contents(store) == once
+    assert blocks.landed(block).complete
+    sent = [json.loads(line) for line in (*_events(1, 30, 90), *lines)]
+    totals = store.query(f"SELECT count(), sum(value) FROM events WHERE account != '{MARK_ACCOUNT}'").rows
+    assert totals == [(len(sent), Decimal(sum(event["value"] for event in sent)))]
+    calls = [event for event in sent if event["eventName"] == "call"]
+    rolled = store.query("SELECT sum(events), sum(total), max(max_value) FROM usage_15m WHERE feature = 'tokens'").rows
+    tokens = [event["data"]["tokens"] for event in calls]
+    assert rolled == [(len(calls), Decimal(sum(tokens)), Decimal(max(tokens)))]
+
+
+def test_a_block_is_one_part_of_a_view_however_many_rows_it_makes(store: Store, blocks: BlockStore) -> None:
+    """More rows than the server puts into one part by itself: they would part from the mark that stands for them."""
+    number, features, dimensions = 9_000, 12, 10
+    calls: Any = {"account": "acme", "event_names": ("call",), "aggregation": "count"}
+    mapper = _mapper_of(
+        [Feature(id=f"f{i}", name=f"F{i}", **calls) for i in range(features)],
+        [Dimension(account="acme", key=f"d{i}", type="string") for i in range(dimensions)],
+    )
+    data = [json.dumps({f"d{d}": f"v{i}" for d in range(dimensions)}) for i in range(number)]
+    head = '"clientId":"anna","timestamp":"2025-11-20T10:00:00Z","eventName":"call"'
+    block = Partition().block(
+        [f'{{{head},"transactionId":"{i}","data":{data[i]}}}' for i in range(number)], mapper=mapper
+    )
+    _put(blocks, block)
+    parts = store.query(
+        "SELECT rows FROM system.parts WHERE database = currentDatabase() AND active AND table = 'usage_dimension_15m'"
+    ).rows
+    assert parts == [(number * features * dimensions + 1,)]
+    assert blocks.landed(block).complete
+
+
+def test_landed_before_and_after(blocks: BlockStore) -> None:
+    """Nothing, then everything, month by month, whatever lies there from blocks before."""
+    partition = Partition()
+    before, block = partition.block(_events(1, 40, 90)), partition.block(_events(2, 40, 60))
+    _put(blocks, before)
+    blocks.write_ledger(block, STATED_MS)
+    months = _months(block)
+    places = {("event_ids", 0), *((table, month) for table in ("events", *ROLLUPS) for month in months)}
+    landed = blocks.landed(block)
+    assert landed.nothing
+    assert landed.arrivals == dict.fromkeys(places, 0)
+    blocks.insert(block, FAR_MS)
+    landed = blocks.landed(block)
+    assert landed.complete
+    assert landed.arrivals == dict.fromkeys(places, 1)
+
+
+def test_partitions_and_epochs_do_not_stand_in_for_each_other(blocks: BlockStore) -> None:
+    """The same range of another partition, or of another life of the topic, is another block."""
+    lines = _events(1, 40, 60)
+    _put(blocks, Partition().block(lines))
+    other = Partition(epoch=1).block(lines)
+    blocks.write_ledger(other, STATED_MS)
+    assert blocks.landed(other).nothing
+    blocks.insert(other, FAR_MS)
+    assert blocks.landed(other).complete
+
+
+def test_a_block_without_rows_is_complete(blocks: BlockStore) -> None:
+    """It has nothing to insert and nothing to miss."""
+    block = Partition().block(["nonsense"])
+    _put(blocks, block)
+    assert blocks.landed(block).complete
+
+
+@pytest.mark.usefixtures("unmerged")
+@pytest.mark.parametrize("table", TARGETS)
+def test_a_table_that_a_block_did_not_reach_is_repaired_exactly(store: Store, blocks: BlockStore, table: str) -> None:
+    """It alone is missing, and after the repair every table holds what it held, states included."""
+    partition = Partition()
+    _put(blocks, partition.block(_events(1, 60, 70)))
+    before = _parts(store)
+    block = partition.block(_events(2, 200, 70))
+    _put(blocks, block)
+    whole = contents(store)
+    _drop(store, [part for part in _parts(store) - before if part[0] == table])
+    assert contents(store)[table] != whole[table]
+
+    landed = blocks.landed(block)
+    assert not landed.nothing
+    assert set(landed.missing) == {(table, month) for month in ([0] if table == "event_ids" else _months(block))}
+    assert not landed.surplus
+    blocks.repair(block, landed)
+    assert contents(store) == whole
+    assert blocks.landed(block).complete
+
+
+@pytest.mark.usefixtures("unmerged")
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_parts_are_missing_a_repair_brings_them_back(store: Store, blocks: BlockStore, seed: int) -> None:
+    """A kill leaves some of a block's parts: single months of facts, single years of rollups, in several tables."""
+    draw = random.Random(seed)
+    partition = Partition()
+    _put(blocks, partition.block(_events(1, 60, 100)))
+    before = _parts(store)
+    block = partition.block(_events(2, 200, 100))
+    _put(blocks, block)
+    whole = contents(store)
+    made = sorted(_parts(store) - before)
+    assert len(made) > 2 * len(ROLLUPS)
+    _drop(store, draw.sample(made, draw.randrange(1, len(made))))
+    for _ in range(2):  # a repair whose answer was lost is made again
+        blocks.repair(block, blocks.landed(block))
+        assert contents(store) == whole, f"seed {seed}"
+    assert blocks.landed(block).complete
+
+
+@pytest.mark.usefixtures("unmerged")
+def test_a_repair_sent_twice_adds_nothing(store: Store, blocks: BlockStore) -> None:
+    """Also when it goes by a reading from before the first one."""
+    block = Partition().block(_events(2, 100, 70))
+    _put(blocks, block)
+    whole = contents(store)
+    _drop(store, _parts(store))
+    landed = blocks.landed(block)
+    assert landed.nothing
+    for _ in range(3):
+        blocks.repair(block, landed)
+    assert contents(store) == whole
+
+
+def test_rows_lost_by_a_mutation_are_noticed(store: Store, blocks: BlockStore) -> None:
+    """A view's rows of the block and its mark are deleted, whose part and token stay."""
+    block = Partition().block(_events(2, 100, 30))
+    _put(blocks, block)
+    whole = contents(store)
+    store.command("ALTER TABLE usage_15m DELETE WHERE 1 SETTINGS mutations_sync = 2")
+    blocks.insert(block, FAR_MS)
+    landed = blocks.landed(block)
+    assert set(landed.missing) == {("usage_15m", month) for month in _months(block)}
+    blocks.repair(block, landed)
+    assert contents(store) == whole
+
+
+def test_a_block_that_is_there_twice_is_surplus_everywhere(store: Store, blocks: BlockStore) -> None:
+    """Under another token the engine takes it again; adding cannot mend that, and a repair leaves it alone."""
+    partition = Partition()
+    _put(blocks, partition.block(_events(1, 40, 60)))
+    block = partition.block(_events(2, 40, 60))
+    _put(blocks, block)
+    other = Block(**{name: getattr(block, name) for name in block.__struct_fields__} | {"end": block.end + 1})
+    blocks.insert(other, FAR_MS)
+    twice = contents(store)
+    landed = blocks.landed(block)
+    assert not landed.complete
+    assert not landed.missing
+    assert set(landed.surplus) == set(landed.arrivals)
+    blocks.repair(block, landed)
+    assert contents(store) == twice
+
+
+def test_an_insert_past_its_deadline_lands_nowhere(store: Store, blocks: BlockStore) -> None:
+    """Refused by the server's clock; a later one may still insert the same block."""
+    block = Partition().block(_events(2, 40, 60))
+    blocks.write_ledger(block, STATED_MS)
+    with pytest.raises(StoreError, match="in_time") as refused:
+        blocks.insert(block, blocks.now_ms() - 1)
+    assert refused.value.code == 469
+    assert blocks.landed(block).nothing
+    assert contents(store) == {table: [] for table in TARGETS}
+    blocks.insert(block, blocks.now_ms() + 60_000)
+    assert blocks.landed(block).complete
+
+
+# ------------------------------------------------------------------------------------------------ the rest
+
+
+def test_first_sightings_come_page_by_page(blocks: BlockStore) -> None:
+    """All ids of the partition and no mark, as the table of first sightings has them, whatever a page holds."""
+    one, other = Partition(), Partition(number=1)
+    _put(blocks, one.block(_events(1, 70, 60)), one.block(_events(2, 30, 60)))
+    _put(blocks, other.block(_events(3, 10, 60)))
+    for most in (1000, 7):
+        found: dict[bytes, bytes] = {}
+        after = 0
+        while page := blocks.sightings(0, after, most=most):
+            assert len(page) <= most
+            found |= dict(page)
+            after = int.from_bytes(page[-1][0], "little")
+        assert found == one.seen
+
+
+def test_refused_lines_are_kept_with_bytes_and_reason(store: Store, blocks: BlockStore) -> None:
+    """Once each, however often they are written, and a block without any writes nothing."""
+    partition = Partition()
+    lines = _events(1, 3, 10)
+    broken = b'{"clientId":"\xff\x00"'
+    changed = lines[0].replace("clientId", "entityId").replace('"entityId": "', '"clientId": "x')
+    block = partition.block([*lines, broken, changed])
+    for _ in range(3):
+        blocks.write_rejects(block)
+    blocks.write_rejects(partition.block(_events(2, 3, 10)))
+    rows = store.query(
+        "SELECT account, topic, epoch, `partition`, `offset`, line, verdict, reason, field, transaction_id,"
+        " hex(bytes), toUnixTimestamp64Milli(append_time) FROM rejects FINAL ORDER BY `offset`"
+    ).rows
+    assert [row[:7] for row in rows] == [
+        ("acme", TOPIC, 0, 0, 3, 0, "rejected"),
+        ("acme", TOPIC, 0, 0, 4, 0, "conflict"),
+    ]
+    assert [bytes.fromhex(row[10]) for row in rows] == [broken, changed.encode()]
+    assert [row[9] for row in rows] == ["", "1-0"]
+    assert rows[1][7:9] == ("conflict", "transactionId")
+    assert [row[11] for row in rows] == [STATED_MS + 3, STATED_MS + 4]
+
+
+def test_progress_is_the_latest_of_each_partition(store: Store, blocks: BlockStore) -> None:
+    """Written again and again, read once a partition."""
+    blocks.write_progress([])
+    blocks.write_progress([Progress(0, 0, STATED_MS, 10, 12), Progress(1, 0, STATED_MS + 1, 5, 5)])
+    blocks.write_progress([Progress(0, 1, STATED_MS + 2, 12, 12)])
+    rows = store.query(
+        "SELECT topic, `partition`, epoch, toUnixTimestamp64Milli(complete_until), position, `end` FROM progress FINAL"
+        " ORDER BY `partition`"
+    ).rows
+    assert rows == [(TOPIC, 0, 1, STATED_MS + 2, 12, 12), (TOPIC, 1, 0, STATED_MS + 1, 5, 5)]

@@ -1,0 +1,100 @@
+"""Migrations make the store, once, the same for both engine families."""
+
+import random
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline import migrate as migrations
+from pipeline.adapters.clickhouse import Store
+from pipeline.migrate import MigrationError, migrate, pending, sql_dir, variables
+from pipeline.settings import Settings
+
+FILES = sorted(path.name for path in sql_dir().glob("*.sql"))
+
+
+def _settings(url: str) -> Settings:
+    return Settings(clickhouse=url, database=f"migrated_{random.SystemRandom().randrange(1 << 40)}")
+
+
+def test_everything_is_applied_in_order_and_only_once(clickhouse_url: str) -> None:
+    """The database is created; a second run has nothing to do."""
+    settings = _settings(clickhouse_url)
+    assert pending(settings) == FILES
+    assert migrate(settings) == FILES
+    assert pending(settings) == []
+    assert migrate(settings) == []
+
+
+def test_a_landed_file_must_not_be_edited(clickhouse_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checksum tells; the message says what to do."""
+    folder = tmp_path / "sql"
+    shutil.copytree(sql_dir(), folder)
+    monkeypatch.setattr(migrations, "sql_dir", lambda: folder)
+    settings = _settings(clickhouse_url)
+    migrate(settings)
+    (folder / FILES[3]).write_text((folder / FILES[3]).read_text() + "-- a thought afterwards\n")
+    with pytest.raises(MigrationError, match=f"{FILES[3]}.*put the change into a new one"):
+        pending(settings)
+    with pytest.raises(MigrationError, match="put changes into a new file"):
+        migrate(settings)
+
+
+def test_a_new_file_is_pending(clickhouse_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is new is applied."""
+    folder = tmp_path / "sql"
+    shutil.copytree(sql_dir(), folder)
+    monkeypatch.setattr(migrations, "sql_dir", lambda: folder)
+    settings = _settings(clickhouse_url)
+    migrate(settings)
+    (folder / "9000_more.sql").write_text("CREATE VIEW more AS SELECT 1 AS one;\n")
+    assert pending(settings) == ["9000_more.sql"]
+    assert migrate(settings) == ["9000_more.sql"]
+
+
+def test_files_are_numbered_without_gaps() -> None:
+    """0001, 0002, …: what lands next is plain to see."""
+    assert [name[:5] for name in FILES] == [f"{i:04}_" for i in range(1, len(FILES) + 1)]
+
+
+@pytest.mark.parametrize("family", ["MergeTree", "ReplicatedMergeTree"])
+def test_every_statement_parses_for_both_engine_families(store: Store, family: str) -> None:
+    """What the embedded engine cannot run is at least read by its parser."""
+    values = variables(Settings(engine_family=family))  # type: ignore[arg-type]
+    for path in sorted(sql_dir().glob("*.sql")):
+        text = re.sub(r"\$\{(\w+)\}", lambda found: values[found[1]], path.read_text())
+        for statement in filter(str.strip, re.sub(r"--.*", "", text).split(";\n")):
+            (formatted,) = store.query("SELECT formatQuery({sql:String})", {"sql": statement}).rows[0]
+            assert ("Replicated" in formatted) == (family == "ReplicatedMergeTree" and "MergeTree" in statement)
+
+
+def test_every_table_view_and_column_has_a_comment(store: Store) -> None:
+    """Analysts read the store without asking."""
+    bare_tables = store.query(
+        "SELECT name FROM system.tables"
+        " WHERE database = currentDatabase() AND comment = '' AND name != 'schema_versions'"
+    )
+    bare_columns = store.query(
+        "SELECT table, name FROM system.columns WHERE database = currentDatabase() AND comment = ''"
+        " AND table != 'schema_versions' AND table NOT LIKE 'ingest\\_to\\_%' AND table NOT LIKE 'corrections\\_to\\_%'"
+    )
+    assert (bare_tables.rows, bare_columns.rows) == ([], [])
+
+
+def test_every_target_of_a_block_remembers_tokens(store: Store) -> None:
+    """A target without a window would double the first block that is sent again."""
+    rows = store.query(
+        "SELECT name FROM system.tables WHERE database = currentDatabase() AND engine LIKE '%MergeTree'"
+        " AND name != 'schema_versions' AND engine_full NOT LIKE '%non\\_replicated\\_deduplication\\_window = 100000%'"
+    )
+    assert rows.rows == []
+
+
+def test_views_for_people_can_be_read(store: Store) -> None:
+    """Each of them runs."""
+    views = store.query("SELECT name FROM system.tables WHERE database = currentDatabase() AND name LIKE 'v\\_%'").rows
+    assert len(views) >= 8
+    for (name,) in views:
+        assert store.query(f"SELECT * FROM {name}").rows == []
