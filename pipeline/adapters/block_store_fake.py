@@ -54,6 +54,7 @@ class MemoryBlocks:
         self._now_ms = now_ms
         self._token_window_ms = token_window_ms
         self._tokens: dict[tuple[Place, str], int] = {}
+        self._rows: dict[tuple[BlockName, int, int], tuple[Fact, ...]] = {}
 
     # -- epochs and ledger
 
@@ -161,8 +162,15 @@ class MemoryBlocks:
         if known_ms is not None and self._now_ms() - known_ms <= self._token_window_ms:
             return
         self.note_token(place, token)
-        facts = tuple(fact for fact in _facts(block) if place[1] in (0, fact.month))
+        facts = tuple(fact for fact in self._facts(block) if place[1] in (0, fact.month))
         self.arrivals.setdefault(place, []).append(Arrival(block_name(block), facts))
+
+    def _facts(self, block: Block) -> tuple[Fact, ...]:
+        """The block's rows, read once: an insert writes them to many places."""
+        name = (block_name(block), block.end, block.crc)
+        if name not in self._rows:
+            self._rows[name] = tuple(_facts(block))
+        return self._rows[name]
 
 
 def block_name(block: Block) -> BlockName:

@@ -56,6 +56,10 @@ class MemoryLog:
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First offset, and the offset after the last record."""
         self._check()
+        return self.bounds_now(topic, partition)
+
+    def bounds_now(self, topic: str, partition: int) -> tuple[int, int]:
+        """The same, reachable or not."""
         return self._first.get((topic, partition), 0), len(self.records(topic, partition))
 
     async def read_range(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
