@@ -270,6 +270,9 @@ class Blocks(Protocol):
     def last_block(self, epoch: int, partition: int) -> Intent | None:
         """The ledger's newest block of the partition."""
 
+    def whole(self, epoch: int, partition: int, start: int) -> bool:
+        """Whether the ledger's block that begins there has arrived in every table, with its rejects."""
+
     def counted_before(self, epoch: int, partition: int, offset: int) -> tuple[int, int] | None:
         """Epoch and end of the last block at or before that offset."""
 

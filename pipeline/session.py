@@ -240,6 +240,14 @@ class Session:
             await self._stop_as_owner(
                 ours, self._store_is_behind(ours.offset, f"has {ledger.start} to {ledger.end} as its last block")
             )
+        # a block's ledger entry is written before its rows: a store put back to the moment between has only the first
+        if ours.offset == ledger.end and not await self._store(
+            lambda: self._out.blocks.whole(epoch.number, self._partition, ledger.start)
+        ):
+            await self._stop_as_owner(
+                ours,
+                self._store_is_behind(ours.offset, f"lacks parts of its last block, {ledger.start} to {ledger.end}"),
+            )
         return ours
 
     def _store_is_behind(self, counted: int, ledger: str) -> str:

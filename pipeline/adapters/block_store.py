@@ -5,7 +5,7 @@ itself: the session decides, under its lease.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -91,6 +91,21 @@ class BlockStore:
         ).rows
         return None if not rows else Intent(epoch, *rows[0])
 
+    def whole(self, epoch: int, partition: int, start: int) -> bool:
+        """Whether the ledger's block that begins there has arrived in every table, by its marks, with its rejects.
+        Rows are not counted: some may have been erased since."""
+        where = {**self._where(epoch, partition), "start": start}
+        rows = self._store.query(
+            """SELECT month, `end`, conflicts + rejected FROM blocks FINAL
+            WHERE topic = {topic:String} AND epoch = {epoch:UInt32} AND `partition` = {partition:UInt32}
+            AND `start` = {start:UInt64} ORDER BY month""",
+            where,
+        ).rows
+        months = [month for month, *_ in rows if month]
+        refused = sum(number for month, _, number in rows if month == 0)
+        end = max((end for _, end, _ in rows), default=start)
+        return self._all_marked(where, months) and refused <= self._refused(where, end)
+
     def counted_before(self, epoch: int, partition: int, offset: int) -> tuple[int, int] | None:
         """Epoch and end of the last block at or before that offset, in any epoch; None when there is none."""
         rows = self._store.query(
@@ -171,9 +186,11 @@ class BlockStore:
             where,
         ).rows[0][0]
         arrivals["event_ids", 0] = _times(ids, len(block.months))
-        expected = self._marks_expected(block)
+        months = [entry.month for entry in block.months]
+        expected = self._marks_expected(where, months)
+        mark = mark_name(block.topic, block.epoch, block.partition)
         for table, (name, when) in _MARKED.items():
-            found = self._marks_found(table, name, when, block)
+            found = self._marks_found(table, name, when, mark, months)
             for month, count in expected.items():
                 arrivals[table, month] = found.get(month, 0) - (count - 1)
         return Landed(arrivals)
@@ -235,31 +252,55 @@ class BlockStore:
     def _where(self, epoch: int, partition: int) -> dict[str, Any]:
         return {"topic": self._topic, "epoch": epoch, "partition": partition}
 
-    def _marks_expected(self, block: Block) -> dict[int, int]:
-        """Per month of the block, how many blocks of the partition have rows there, up to and with this one."""
+    def _all_marked(self, where: Mapping[str, Any], months: Sequence[int]) -> bool:
+        if not months:
+            return True
+        facts = self._store.query(
+            """SELECT uniqExact(toYYYYMM(timestamp)) FROM events WHERE account = '' AND epoch = {epoch:UInt32}
+            AND `partition` = {partition:UInt32} AND block_start = {start:UInt64}""",
+            where,
+        ).rows[0][0]
+        ids = self._store.query(
+            """SELECT count() FROM event_ids WHERE `partition` = {partition:UInt32} AND id_hash = 0
+            AND epoch = {epoch:UInt32} AND `offset` = {start:UInt64}""",
+            where,
+        ).rows[0][0]
+        if facts < len(months) or ids < len(months):
+            return False
+        name = mark_name(self._topic, where["epoch"], where["partition"])
+        expected = self._marks_expected(where, months)
+        return all(
+            found.get(month, 0) >= expected[month]
+            for table, columns in _MARKED.items()
+            for found in [self._marks_found(table, *columns, name, months)]
+            for month in months
+        )
+
+    def _refused(self, where: Mapping[str, Any], end: int) -> int:
+        found: int = self._store.query(
+            """SELECT uniqExact(`offset`, line) FROM rejects WHERE topic = {topic:String} AND epoch = {epoch:UInt32}
+            AND `partition` = {partition:UInt32} AND `offset` >= {start:UInt64} AND `offset` < {end:UInt64}""",
+            {**where, "end": end},
+        ).rows[0][0]
+        return found
+
+    def _marks_expected(self, where: Mapping[str, Any], months: Sequence[int]) -> dict[int, int]:
+        """Per month, how many blocks of the partition have rows there, up to and with the one at `start`."""
         rows = self._store.query(
             """SELECT month, count() FROM blocks FINAL
             WHERE topic = {topic:String} AND epoch = {epoch:UInt32} AND `partition` = {partition:UInt32}
             AND month IN {months:Array(UInt32)} AND `start` < {start:UInt64} GROUP BY month""",
-            {
-                **self._where(block.epoch, block.partition),
-                "start": block.start,
-                "months": [m.month for m in block.months],
-            },
+            {**where, "months": months},
         ).rows
         before: dict[int, int] = {row[0]: row[1] for row in rows}
-        return {m.month: before.get(m.month, 0) + 1 for m in block.months}
+        return {month: before.get(month, 0) + 1 for month in months}
 
-    def _marks_found(self, table: str, name: str, when: str, block: Block) -> dict[int, int]:
+    def _marks_found(self, table: str, name: str, when: str, mark: str, months: Sequence[int]) -> dict[int, int]:
         rows = self._store.query(
             f"""SELECT toYYYYMM({when}) AS month, sum(events) FROM {table}
             WHERE account = {{account:String}} AND {name} = {{name:String}} AND month IN {{months:Array(UInt32)}}
             GROUP BY month""",  # noqa: S608 - names from the constant above, values are parameters
-            {
-                "account": MARK_ACCOUNT,
-                "name": mark_name(block.topic, block.epoch, block.partition),
-                "months": [m.month for m in block.months],
-            },
+            {"account": MARK_ACCOUNT, "name": mark, "months": months},
         ).rows
         return {row[0]: row[1] for row in rows}
 

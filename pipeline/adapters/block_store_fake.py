@@ -76,6 +76,13 @@ class MemoryBlocks:
         names = [name for name in self.ledger if name[:2] == (epoch, partition)]
         return self.ledger[max(names)].intent if names else None
 
+    def whole(self, epoch: int, partition: int, start: int) -> bool:
+        """Whether the ledger's block that begins there has arrived in every table, with its rejects."""
+        block = self.ledger[epoch, partition, start].block
+        rejects = {Position(epoch, line.offset, line.line) for line in block.rejects}
+        known = {position for number, position in self.rejects if number == partition}
+        return all(MemoryBlocks.landed(self, block).arrivals.values()) and rejects <= known
+
     def counted_before(self, epoch: int, partition: int, offset: int) -> tuple[int, int] | None:
         """Epoch and end of the last block at or before that offset."""
         ends = [(e, entry.block.end) for (e, p, _), entry in self.ledger.items() if p == partition]

@@ -19,7 +19,7 @@ from pipeline.adapters.block_store_fake import TABLES, MemoryBlocks, block_name
 from pipeline.adapters.group_fake import Coordinator, MemoryGroup
 from pipeline.adapters.log_fake import MemoryLog
 from pipeline.adapters.rocks_fake import MemoryTable
-from pipeline.block import Position, Verdict, decode_metadata, unpack_sighting
+from pipeline.block import Committed, Position, Verdict, decode_metadata, unpack_sighting
 from pipeline.catalog import Account, Catalog, Feature, encode_account, encode_feature
 from pipeline.changelog import unpack_change
 from pipeline.event import derived_id_hash, id_hash, partition_of
@@ -636,7 +636,7 @@ class World:
             found = self.coordinator.committed.get(number)
             committed = None if found is None else decode_metadata(*found)
             end = len(self.log.records(TOPIC, number))
-            if committed is None or committed.offset != end or committed.intent is not None:
+            if committed is None or committed != Committed(self._epoch, end, None):
                 return False
         return True
 

@@ -533,6 +533,27 @@ def test_a_store_that_was_put_back_stops_the_partition_with_the_reason(keeps: in
     run_virtually(go)
 
 
+@pytest.mark.parametrize("lacks", ["events", "usage_15m", "rejects"])
+def test_a_store_put_back_into_the_midst_of_its_last_block_is_noticed(lacks: str) -> None:
+    """The ledger entry is written before the rows: it alone proves nothing. The way that the message tells is whole."""
+
+    async def go() -> None:
+        world = a_world(rows_max=10, close_s=1.0)
+        await counted(world)
+        world.put_back = True
+        if lacks == "rejects":
+            world.blocks.rejects.clear()
+        else:
+            del world.blocks.arrivals[lacks, 202601]
+        assert "lacks parts of its last block" in await stopped(world)
+        await restart(world)
+        world.stopped.clear()
+        world.coordinator.committed[0] = (0, "")
+        await world.run()
+
+    run_virtually(go)
+
+
 def test_an_empty_store_under_a_group_that_has_counted_stops_the_partition() -> None:
     """Not even the epoch's row is there: another store, or all of it is lost."""
 
