@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn, Protocol, TypeVar
 import msgspec
 import structlog
 
-from pipeline.block import RULES, Committed, Intent, Line, decode_metadata, encode_metadata
+from pipeline.block import Committed, Intent, Line, decode_metadata, encode_metadata
 from pipeline.changelog import Change, pack_changes, unpack_change
 from pipeline.inbox import Inbox, Range
 from pipeline.ports import (
@@ -43,7 +43,7 @@ from pipeline.ports import (
     Table,
     TableClosed,
 )
-from pipeline.stages.build import Place, UnknownRules, build_block
+from pipeline.stages.build import RULE_SETS, Place, RuleSet, UnknownRules, build_block
 from pipeline.stages.decode import catalog_stamp
 from pipeline.stages.mapping import Mapper
 from pipeline.stages.sink import Block
@@ -91,7 +91,8 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Outside(msgspec.Struct, frozen=True):
-    """Everything outside a session, shared by all sessions of a worker. `cpu` runs one thing at a time."""
+    """Everything outside a session, shared by all sessions of a worker. `cpu` runs one thing at a time; new blocks
+    are begun under the newest of `rule_sets`."""
 
     group: Group
     writer: LogWriter
@@ -104,6 +105,7 @@ class Outside(msgspec.Struct, frozen=True):
     topic_rejects: str
     topic_changelog: str
     fail_point: Callable[[str], None]
+    rule_sets: Mapping[int, RuleSet] = msgspec.field(default_factory=lambda: RULE_SETS)
 
 
 class _Lease(Enum):
@@ -399,7 +401,7 @@ class Session:
             taken = inbox.take(self._limits.rows_max, self._limits.bytes_max)
             self._regulate()
             version = await self._catalog_for(taken)
-            self._next = await self._build(taken, version, RULES)
+            self._next = await self._build(taken, version, max(self._out.rule_sets))
             self._overlay.update(self._next.sightings)
             self._next_taken.clear()
             self._next_ready.set()
@@ -441,6 +443,7 @@ class Session:
                 catalog_version=version,
                 lookup=self._look_up,
                 rules=rules,
+                rule_sets=self._out.rule_sets,
             )
 
         block = await self._cpu(build)

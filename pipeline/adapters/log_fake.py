@@ -20,11 +20,13 @@ class MemoryLog:
         self._records: dict[tuple[str, int], list[Record]] = {}
         self._first: dict[tuple[str, int], int] = {}
 
-    def append(self, topic: str, partition: int, value: bytes | None, headers: Sequence[Header] = ()) -> int:
+    def append(
+        self, topic: str, partition: int, value: bytes | None, headers: Sequence[Header] = (), key: bytes | None = None
+    ) -> int:
         """Keeps the record; its offset."""
         records = self._records.setdefault((topic, partition), [])
         at_ms = max(self._now_ms(), records[-1].timestamp_ms if records else 0)
-        records.append(Record(len(records), None, value, at_ms, tuple(headers)))
+        records.append(Record(len(records), key, value, at_ms, tuple(headers)))
         return len(records) - 1
 
     def records(self, topic: str, partition: int) -> Sequence[Record]:
@@ -51,7 +53,7 @@ class MemoryLog:
     ) -> int:
         """Keeps the record; its offset."""
         self._check()
-        return self.append(topic, partition, value, headers)
+        return self.append(topic, partition, value, headers, key)
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First offset, and the offset after the last record."""

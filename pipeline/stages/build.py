@@ -1,10 +1,11 @@
 """Build: the stages in their order, from the records of a range to a block. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
-from pipeline.block import RULES, LogRecord
+from pipeline.block import RULES, Line, LogRecord
 from pipeline.stages.decode import decode_records
 from pipeline.stages.dedup import Lookup, identify, judge
 from pipeline.stages.mapping import Mapper
@@ -26,6 +27,20 @@ class UnknownRules(Exception):  # noqa: N818 - says what is the matter
     """The block was stated under rules that this version does not know."""
 
 
+class RuleSet(msgspec.Struct, frozen=True):
+    """The stages of one version of the rules, called as `build_block` does. Each pure."""
+
+    decode: Callable[..., Iterable[Line]] = decode_records
+    identify: Callable[..., None] = identify
+    judge: Callable[..., dict[bytes, bytes]] = judge
+    make: Callable[..., Block] = make_block
+
+
+#: All versions that this worker can build blocks under; new blocks are begun under the newest. An upgrade that changes
+#: the rules adds a set and leaves the former ones as they are, until no group can hold an intent of theirs.
+RULE_SETS: Final[dict[int, RuleSet]] = {RULES: RuleSet()}
+
+
 def build_block(
     place: Place,
     records: Sequence[LogRecord],
@@ -36,18 +51,22 @@ def build_block(
     catalog_version: int,
     lookup: Lookup,
     rules: int = RULES,
+    rule_sets: Mapping[int, RuleSet] = RULE_SETS,
 ) -> Block:
     """The block [start, end) of these records. The same arguments and the same log always give the same block.
 
     `lookup` may block: it reads the table of first sightings. Raises UnknownRules.
     """
-    if rules != RULES:
+    stages = rule_sets.get(rules)
+    if stages is None:
+        known = ", ".join(map(str, sorted(rule_sets)))
         raise UnknownRules(
-            f"block {start}-{end} of partition {place.partition} was begun under rules {rules}, this worker has "
-            f"{RULES}: run the version that began it until the partition is idle, then upgrade"
+            f"block {start}-{end} of partition {place.partition} was begun under rules {rules}, this worker knows "
+            f"{known}: a worker of {'a newer' if rules > max(rule_sets) else 'the former'} version has to finish it; "
+            "start one, or upgrade this one"
         )
-    lines = list(decode_records(records, default_account=place.default_account, ahead_max_us=place.ahead_max_us))
-    identify(
+    lines = list(stages.decode(records, default_account=place.default_account, ahead_max_us=place.ahead_max_us))
+    stages.identify(
         lines,
         topic=place.topic,
         epoch=place.epoch,
@@ -55,8 +74,8 @@ def build_block(
         partitions=place.partitions,
         known_account=mapper.known_account,
     )
-    sightings = judge(lines, epoch=place.epoch, lookup=lookup)
-    return make_block(
+    sightings = stages.judge(lines, epoch=place.epoch, lookup=lookup)
+    return stages.make(
         lines,
         topic=place.topic,
         epoch=place.epoch,

@@ -8,7 +8,7 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -19,19 +19,29 @@ from pipeline.adapters.block_store_fake import TABLES, MemoryBlocks, block_name
 from pipeline.adapters.group_fake import Coordinator, MemoryGroup
 from pipeline.adapters.log_fake import MemoryLog
 from pipeline.adapters.rocks_fake import MemoryTable
-from pipeline.block import Committed, Position, Verdict, decode_metadata, unpack_sighting
+from pipeline.block import RULES, Committed, Position, Verdict, decode_metadata, unpack_sighting
 from pipeline.catalog import Account, Catalog, Feature, encode_account, encode_feature
 from pipeline.changelog import unpack_change
 from pipeline.event import derived_id_hash, id_hash, partition_of
 from pipeline.ports import CommitAnswer, Header, Landed, LogUnavailable, Member, Record, StoreUnavailable
 from pipeline.session import Limits, Outside, Session
-from pipeline.stages.build import Place
+from pipeline.stages.build import RULE_SETS, Place, RuleSet
 from pipeline.stages.mapping import Mapper, Mappers
-from pipeline.stages.sink import Block
+from pipeline.stages.sink import Block, make_block
 
 TOPIC, REJECTS, CHANGELOG = "events", "rejects", "changelog"
 START_MS = 1_790_000_000_000
 LEASE_MS, DEADLINE_MS = 4_000, 2_000
+
+
+def _make_under_newer_rules(*lines: Any, **options: Any) -> Block:
+    """The same verdicts with another checksum: a block that was rebuilt under the wrong rules is noticed."""
+    block = make_block(*lines, **options)
+    block.crc ^= 1
+    return block
+
+
+NEWER_RULES: Mapping[int, RuleSet] = {**RULE_SETS, RULES + 1: RuleSet(make=_make_under_newer_rules)}
 
 
 class Violation(AssertionError):  # noqa: N818 - says what happened
@@ -157,8 +167,10 @@ class _Log(MemoryLog):
         super().__init__(world.now_ms)
         self.world = world
 
-    def append(self, topic: str, partition: int, value: bytes | None, headers: Sequence[Header] = ()) -> int:
-        offset = super().append(topic, partition, value, headers)
+    def append(
+        self, topic: str, partition: int, value: bytes | None, headers: Sequence[Header] = (), key: bytes | None = None
+    ) -> int:
+        offset = super().append(topic, partition, value, headers, key)
         if topic == TOPIC:
             for worker in self.world.workers:
                 worker.wake()
@@ -308,6 +320,7 @@ class SimWorker:
         self.alive = False
         self.silent = False
         self.clock_ms = 0
+        self.rule_sets: Mapping[int, RuleSet] = RULE_SETS
         self.store_takes_s: float | None = None
         self._woken = asyncio.Event()
         self.disk = [MemoryTable() for _ in range(world.partitions)]
@@ -363,6 +376,14 @@ class SimWorker:
         if disk_lost:
             self.disk = [MemoryTable() for _ in self.disk]
 
+    def upgrade(self) -> None:
+        """The process ends, and begins as a version that begins blocks under newer rules."""
+        if self.rule_sets is not NEWER_RULES:
+            if self.alive:
+                self.kill()
+            self.rule_sets = NEWER_RULES
+            self.start()
+
     def flush(self) -> None:
         """The memory tables reach the disk."""
         for number, table in self.tables.items():
@@ -414,7 +435,9 @@ class SimWorker:
     def _ended(self, session: Session, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None and self.alive:
             self.world.faulty.append(error)
-        if session.standing.stopped and self.alive:
+        if f"under rules {RULES + 1}," in session.standing.stopped and self.rule_sets is not NEWER_RULES:
+            self.world.happened["newer rules refused"] += 1  # goes on when a newer worker has the partition
+        elif session.standing.stopped and self.alive:
             self.world.stopped[session.standing.partition] = session.standing.stopped
 
     async def _pump(self) -> None:
@@ -522,6 +545,7 @@ class World:
             topic_rejects=REJECTS,
             topic_changelog=CHANGELOG,
             fail_point=worker.fail_point,
+            rule_sets=worker.rule_sets,
         )
         limits = Limits(self.rows_max, 1 << 20, self.close_s, LEASE_MS, DEADLINE_MS)
         place = Place(TOPIC, 0, number, self.partitions, "acme", 10**15)
@@ -651,7 +675,7 @@ class World:
             self._raise_faults()
             await self._happens()
 
-    async def _happens(self) -> None:
+    async def _happens(self) -> None:  # noqa: PLR0912 - a branch a happening
         worker = self.random.choice(self.workers)
         kind = self.random.choices(list(self.happenings), list(self.happenings.values()))[0]
         self.happened[kind] += 1
@@ -668,6 +692,8 @@ class World:
             await asyncio.sleep(self.random.uniform(0, 2.5 * (LEASE_MS + DEADLINE_MS) / 1000))
         elif kind in HARM:
             self._harm(kind, worker, self.random.randrange(self.partitions))
+        elif kind == "upgrade":
+            worker.upgrade()
         elif kind == "start" and not worker.alive:
             worker.start()
         elif worker.alive:
@@ -704,6 +730,8 @@ class World:
         self.away_until_ms = 0
         for worker in self.workers:
             worker.silent = False
+            if "upgrade" in self.happenings:
+                worker.upgrade()
         if self.happenings != USUAL and self.coordinator.members:
             self.coordinator.rebalance()
 
@@ -910,7 +938,7 @@ def wild_plan(seed: int) -> Plan:
     }
     harm = {kind: weight for kind, weight in HARM.items() if draw.random() < 0.25}
     usual = {kind: weight for kind, weight in USUAL.items() if draw.random() < 0.8}
-    return Plan(
+    plan = Plan(
         seed=seed,
         partitions=draw.choice((1, 1, 2, 3)),
         workers=draw.choice((1, 2, 2, 3)),
@@ -920,6 +948,9 @@ def wild_plan(seed: int) -> Plan:
         steps=draw.choice((5, 10, 20, 40)),
         after=draw.choices(("", "topic anew", "store put back"), (8, 1, 1))[0],
     )
+    if draw.random() < 0.2:  # workers of a newer version among those of the former
+        plan.happenings["upgrade"] = 2
+    return plan
 
 
 async def wild_run(plan: Plan, *, prepare: Callable[[World], None] = lambda world: None) -> World:

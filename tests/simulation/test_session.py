@@ -10,11 +10,13 @@ from structlog.testing import capture_logs
 from virtual_loop import run_virtually
 
 from pipeline.adapters.block_store_fake import MemoryBlocks
-from pipeline.block import Committed, Intent, decode_metadata, encode_metadata
-from pipeline.event import id_hash, partition_of
+from pipeline.block import RULES, Committed, Intent, Verdict, decode_metadata, encode_metadata
+from pipeline.event import FieldError, id_hash, partition_of
 from pipeline.fail_points import POINTS
 from pipeline.ports import CommitAnswer, LogUnavailable, Member, StoreUnavailable
 from pipeline.session import Session, SessionOver
+from pipeline.stages.build import RULE_SETS, RuleSet
+from pipeline.stages.dedup import identify
 from pipeline.stages.sink import Block
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -618,6 +620,68 @@ def test_a_block_of_other_rules_stops_the_partition_and_not_the_worker() -> None
         assert not world.faulty
 
     run_virtually(go)
+
+
+def _refusing_nines(lines: Any, **options: Any) -> None:
+    """Newer rules: an event of value 9 is refused."""
+    identify(lines, **options)
+    for line in lines:
+        if line.event is not None and line.event.value == 9:
+            line.verdict, line.errors, line.event = Verdict.REJECTED, (FieldError("value", "nine", "is 9"),), None
+
+
+NEWER = {**RULE_SETS, RULES + 1: RuleSet(identify=_refusing_nines)}
+
+
+def test_a_newer_worker_finishes_a_block_under_the_rules_that_it_was_begun_with() -> None:
+    """And begins the next under its own: both versions lie in the ledger, each with its own verdicts."""
+
+    async def go() -> None:
+        world = World(kill_at=("intent_committed", 1))
+        world.produce(0, [event_line("a", 9)])
+        world.workers[0].start()
+        await until(lambda: world.killed)
+        world.expire()
+        world.workers[0].rule_sets = NEWER
+        world.workers[0].start()
+        await world.drain()
+        world.produce(0, [event_line("b", 9), event_line("c", 1)])
+        await world.drain()
+        entries = [world.blocks.ledger[name] for name in sorted(world.blocks.ledger)]
+        assert [(e.intent.rules, e.block.counts.accepted, e.block.counts.rejected) for e in entries] == [
+            (RULES, 1, 0),
+            (RULES + 1, 1, 1),
+        ]
+
+    run_virtually(go)
+
+
+def test_a_worker_that_does_not_know_the_rules_leaves_the_block_to_a_newer_one() -> None:
+    """A rolling upgrade, and one that is taken back: the former worker says why it waits, and harms nothing."""
+
+    async def go() -> None:
+        world = World(kill_at=("inserted", 1))
+        world.workers[0].rule_sets = NEWER
+        world.produce(0, [event_line("a", 1)])
+        world.workers[0].start()
+        await until(lambda: world.killed)
+        world.expire()
+        world.workers[0].rule_sets = RULE_SETS
+        world.workers[0].start()
+        session = await _session_of(world)
+        await until(lambda: session.standing.stopped)
+        assert f"begun under rules {RULES + 1}, this worker knows {RULES}" in session.standing.stopped
+        assert "newer version" in session.standing.stopped
+        await restart(world)
+        world.workers[0].rule_sets = NEWER
+        await world.run()
+
+    run_virtually(go)
+
+
+async def _session_of(world: World) -> Session:
+    await until(lambda: world.workers[0].sessions)
+    return world.workers[0].sessions[0][0]
 
 
 def test_a_block_is_built_again_with_the_catalog_that_it_was_stated_with() -> None:

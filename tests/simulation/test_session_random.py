@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from virtual_loop import run_virtually
 
 from pipeline.adapters.block_store_fake import MemoryBlocks
-from pipeline.block import Intent, Position, Verdict, unpack_sighting
+from pipeline.block import RULES, Intent, Position, Verdict, unpack_sighting
 from pipeline.inbox import Inbox, Range
 from pipeline.ports import CommitAnswer, Landed
 from pipeline.session import Session, SessionOver, encode_metadata
@@ -40,7 +40,7 @@ def test_every_id_counts_once_whatever_dies_whenever(first: int) -> None:
 
 @pytest.mark.parametrize("first", range(0, 100, SEEDS_PER_CASE))
 def test_every_id_counts_once_in_worlds_of_all_kinds(first: int) -> None:
-    """The same with harm to offsets, changelog, clocks, topic and store, in worlds of many sizes; `run.py` runs more."""
+    """The same with harm to offsets, changelog, clocks, topic and store, in worlds of many sizes."""
     for seed in range(first, first + SEEDS_PER_CASE):
         run_virtually(lambda seed=seed: wild_run(wild_plan(seed)))
 
@@ -93,7 +93,7 @@ def _remembers_ids_without_positions(patch: pytest.MonkeyPatch) -> None:
                 line.verdict = Verdict.DUPLICATE
         return added
 
-    patch.setattr(build, "judge", seen_is_seen)
+    patch.setitem(build.RULE_SETS, RULES, build.RuleSet(judge=seen_is_seen))
     patch.setattr(Session, "_rebuild_block", _rebuild_unchecked)
 
 
