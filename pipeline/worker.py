@@ -21,7 +21,7 @@ from pipeline.adapters.catalog_log import CatalogClient, KafkaCatalogLog
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.faust_bridge import App, GroupGate, SightingStore
 from pipeline.adapters.kafka import LogRanges, RecordWriter
-from pipeline.adapters.kafka_admin import BrokerUnavailable, check_topics, topic_id
+from pipeline.adapters.kafka_admin import BrokerUnavailable, TopicLife, TopicMismatch, check_topics, topic_life
 from pipeline.catalog_mirror import CatalogMirror
 from pipeline.fail_points import fail_points
 from pipeline.metrics import WorkerMetrics
@@ -33,6 +33,7 @@ from pipeline.stages.mapping import Mapper, Mappers
 
 _PROGRESS_EVERY_S: Final = 1.0
 _STALLED_S: Final = 30.0  # with lag and no movement for so long a worker is not ready
+_TOPIC_EVERY_S: Final = 5.0
 _REJOIN_AFTER_S: Final = 10.0  # a session that was refused waits this long for the group to move by itself
 _EXIT_AFTER_S: Final = 20.0  # how long a failed worker may take to stop tidily
 _EXIT_CODE: Final = 70
@@ -42,6 +43,10 @@ log = structlog.get_logger(__name__)
 
 class ClockSkew(Exception):  # noqa: N818
     """The clocks of worker and store differ by more than the lease can bear."""
+
+
+class TopicChanged(Exception):  # noqa: N818
+    """The events topic is not the one any more that the worker began with."""
 
 
 class CatalogOfSessions:
@@ -96,7 +101,7 @@ class Worker:
         self._ends: dict[int, int] = {}
         self._looked: dict[int, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._topic_id = ""
+        self._life = TopicLife("", 0)
         self._failed = ""
         self._stopping = False
         self.metrics = WorkerMetrics(self.standings, self.lags, self._ids)
@@ -107,16 +112,16 @@ class Worker:
         """Checks the preconditions and connects. Raises TopicMismatch, ClockSkew; waits while Kafka or the store is
         away."""
         await self._until_there(partial(check_topics, self._settings), BrokerUnavailable)
-        self._topic_id = await self._until_there(
-            partial(topic_id, self._settings, self._settings.topic_events), BrokerUnavailable
-        )
+        self._life = await self._until_there(self._look_at_topic, BrokerUnavailable)
         await self._until_there(self._check_clock, StoreUnavailable, StoreError)
+        await self._until_there(self._check_modulus, StoreUnavailable, StoreError)
         await self._connected(self._writer.start, LogUnavailable)
         await self._connected(self._catalog.start, CatalogUnavailable)
         mirror = CatalogMirror(self._catalog, self._store, self._settings.topic_catalog)
         self._tasks = [
             asyncio.create_task(self._look_at_ends(), name="look at ends"),
             asyncio.create_task(self._report_progress(), name="progress"),
+            asyncio.create_task(self._watch_topic(), name="events topic"),
             asyncio.create_task(mirror.run(), name="catalog mirror"),
         ]
         for task in self._tasks:
@@ -230,7 +235,7 @@ class Worker:
             settings.default_account,
             settings.ahead_max_hours * 3_600_000_000,
         )
-        return Session(outside, limits, place, member, self._topic_id, partial(self._table_store().open, number))
+        return Session(outside, limits, place, member, self._life.identity, partial(self._table_store().open, number))
 
     def _table_store(self) -> SightingStore:
         store: SightingStore = self._app.tables["dedup"].data
@@ -238,6 +243,36 @@ class Worker:
 
     def _ids(self) -> Mapping[int, int]:
         return {number: table.ids_estimate() for number, table in self._table_store().opened().items()}
+
+    def _look_at_topic(self) -> TopicLife:
+        return topic_life(self._settings, self._settings.topic_events)
+
+    async def _watch_topic(self) -> None:
+        """Raises TopicChanged when the topic was given partitions, or was deleted and made anew: until the worker
+        starts again, and checks all topics, it would not read, or take for known, what lies there."""
+        while True:
+            await asyncio.sleep(_TOPIC_EVERY_S)
+            try:
+                life = await asyncio.get_running_loop().run_in_executor(self._io, self._look_at_topic)
+            except BrokerUnavailable as error:
+                log.warning("topic_not_read", error=str(error)[:300])
+                continue
+            if life != self._life:
+                raise TopicChanged(
+                    f"topic {self._settings.topic_events} had {self._life.partitions} partitions and the id "
+                    f"{self._life.identity}, now it has {life.partitions} and {life.identity}: start the workers "
+                    "again, they check the topics and say what is to be done; leave TALLY_PARTITIONS as it is"
+                )
+
+    def _check_modulus(self) -> None:
+        found = self._blocks.moduli()
+        if found - {self._settings.partitions}:
+            former = ", ".join(map(str, sorted(found)))
+            raise TopicMismatch(
+                f"TALLY_PARTITIONS is {self._settings.partitions}, but the ids in the store were spread over {former} "
+                f"partitions: they would be looked for in others and count twice. Set TALLY_PARTITIONS={former} for "
+                "workers and API; the topics may have more partitions than that"
+            )
 
     def _check_clock(self) -> None:
         before = time.time() * 1000

@@ -52,6 +52,14 @@ class BlockStore:
         found: datetime = self._store.query("SELECT now64(3, 'UTC')").rows[0][0]
         return int(found.timestamp() * 1000)
 
+    def moduli(self) -> set[int]:
+        """Every number of partitions that ids were spread over since the topic's first life; at most one, when all is
+        well. Empty before the first start."""
+        rows = self._store.query(
+            "SELECT DISTINCT partitions FROM epochs FINAL WHERE topic = {topic:String}", {"topic": self._topic}
+        ).rows
+        return {row[0] for row in rows}
+
     # -- epochs and ledger
 
     def epoch(self, topic_id: str, partition: int) -> Epoch:

@@ -2,7 +2,7 @@
 tells topic ids; they are how a topic that was deleted and made anew is told from the one before."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 from confluent_kafka import KafkaException, TopicCollection
@@ -61,7 +61,7 @@ def check_topics(settings: Settings) -> None:
         fault
         for name, topic in wanted.items()
         for fault in (
-            *_partition_faults(name, topic.num_partitions, len(present[name].partitions)),
+            *_partition_faults(settings, name, topic.num_partitions, present),
             *_replica_faults(name, settings.replication, present[name].partitions),
             *_config_faults(name, topic.config or {}, configs[name]),
         )
@@ -70,14 +70,38 @@ def check_topics(settings: Settings) -> None:
         raise TopicMismatch("; ".join(faults))
 
 
-def topic_id(settings: Settings, topic: str) -> str:
-    """Kafka's id of the topic: another one after it was deleted and made anew; blocks. Raises BrokerUnavailable."""
+class TopicLife(NamedTuple):
+    """Kafka's id of a topic, another one after it was deleted and made anew, and its number of partitions."""
+
+    identity: str
+    partitions: int
+
+
+def topic_life(settings: Settings, topic: str) -> TopicLife:
+    """The topic as it is now; blocks. Raises BrokerUnavailable."""
     client = _client(settings)  # it must live until the answer is there
     try:
-        found = client.describe_topics(TopicCollection([topic]), request_timeout=_TIMEOUT_S)
-        return str(found[topic].result(_TIMEOUT_S).topic_id)
+        found = client.describe_topics(TopicCollection([topic]), request_timeout=_TIMEOUT_S)[topic].result(_TIMEOUT_S)
+        return TopicLife(str(found.topic_id), len(found.partitions))
     except KafkaException as error:
         raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no id of {topic}: {error}") from error
+
+
+def topic_id(settings: Settings, topic: str) -> str:
+    """Kafka's id of the topic; blocks. Raises BrokerUnavailable."""
+    return topic_life(settings, topic).identity
+
+
+def members(settings: Settings) -> list[str]:
+    """Client ids and hosts of the workers in the group, as the broker sees them; blocks. Raises BrokerUnavailable."""
+    client = _client(settings)
+    try:
+        groups = client.describe_consumer_groups([settings.group], request_timeout=_TIMEOUT_S)
+        return sorted(f"{m.client_id} on {m.host}" for m in groups[settings.group].result(_TIMEOUT_S).members)
+    except KafkaException as error:
+        if error.args[0].name() == "GROUP_ID_NOT_FOUND":
+            return []
+        raise BrokerUnavailable(f"Kafka at {settings.kafka} tells nothing of the group: {error}") from error
 
 
 def _wanted(settings: Settings) -> dict[str, NewTopic]:
@@ -105,13 +129,25 @@ def _wanted(settings: Settings) -> dict[str, NewTopic]:
     }
 
 
-def _partition_faults(name: str, wanted: int, found: int) -> list[str]:
-    if wanted == found:
-        return []
-    return [
-        f"topic {name} has {found} partitions, TALLY_PARTITIONS says {wanted}: ids would move between partitions and "
-        f"count twice; set it to {found}"
-    ]
+def _partition_faults(settings: Settings, name: str, wanted: int, present: Mapping[str, Any]) -> list[str]:
+    """An id's partition is its hash modulo TALLY_PARTITIONS, for ever. A topic may have more partitions: what lies
+    there is sent on to the partition of its id. Then rejects and changelog need as many."""
+    found = len(present[name].partitions)
+    if name == settings.topic_catalog:
+        return [] if found == wanted else [f"topic {name} has {found} partitions, it must have {wanted}"]
+    if found < wanted:
+        return [
+            f"topic {name} has {found} partitions, TALLY_PARTITIONS says {wanted}: set it to the number that the "
+            "topics were made with; another one would move ids between partitions and count them twice"
+        ]
+    needed = len(present[settings.topic_events].partitions)
+    if found < needed:
+        return [
+            f"topic {name} has {found} partitions, {settings.topic_events} was given {needed}: leave TALLY_PARTITIONS "
+            f"at {wanted}, so that ids stay where they are, and run kafka-topics.sh --alter --topic {name} "
+            f"--partitions {needed}"
+        ]
+    return []
 
 
 def _replica_faults(name: str, wanted: int, partitions: Mapping[int, Any]) -> list[str]:

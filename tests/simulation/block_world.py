@@ -467,7 +467,8 @@ class SimWorker:
 
 @dataclass
 class World:
-    """All of it. `kill_at`: the fail point and the number of its passing at which the worker dies."""
+    """All of it. `kill_at`: the fail point and the number of its passing at which the worker dies. `modulus`: over how
+    many partitions ids are spread; the others were added later."""
 
     seed: int = 0
     partitions: int = 1
@@ -479,9 +480,11 @@ class World:
     topic_id: str = "first"
     disk_lost: bool = False
     skew_ms: int = 0
+    modulus: int = 0
     happenings: dict[str, int] = field(default_factory=lambda: dict(USUAL))
 
     def __post_init__(self) -> None:
+        self.modulus = self.modulus or self.partitions
         self.random = random.Random(self.seed)
         self.passed: Counter[str] = Counter()
         self.remembered: Counter[int] = Counter()
@@ -548,7 +551,7 @@ class World:
             rule_sets=worker.rule_sets,
         )
         limits = Limits(self.rows_max, 1 << 20, self.close_s, LEASE_MS, DEADLINE_MS)
-        place = Place(TOPIC, 0, number, self.partitions, "acme", 10**15)
+        place = Place(TOPIC, 0, number, self.modulus, "acme", 10**15)
         return Session(outside, limits, place, member, self.topic_id, lambda: worker.open(number))
 
     def produce(self, number: int, lines: Sequence[bytes]) -> None:
@@ -569,8 +572,8 @@ class World:
         if kind < 0.06:
             return b'{"clientId": 7}'
         identity = f"t{self.random.randrange(12)}"
-        if kind > 0.2:
-            while partition_of(id_hash("acme", identity), self.partitions) != number:
+        if kind > 0.2 and number < self.modulus:
+            while partition_of(id_hash("acme", identity), self.modulus) != number:
                 identity = f"t{self.random.randrange(12)}"
         value = self._contents.setdefault(identity, self.random.randrange(1, 9))
         if self.random.random() < 0.15:
@@ -818,7 +821,7 @@ class World:
                 continue
             identity = event.get("transactionId")
             key = self._key((identity,) if identity else tuple(map(str, _split(number, position))))
-            if identity and partition_of(key, self.partitions) != number:
+            if identity and partition_of(key, self.modulus) != number:
                 found[position] = (Verdict.REROUTED, key)
             elif key not in seen:
                 seen[key] = event["value"]
@@ -912,6 +915,7 @@ class Plan:
     happenings: dict[str, int]
     steps: int
     after: str
+    modulus: int = 0
 
     def simpler(self) -> Iterator["Plan"]:
         """The same with one thing less, for each thing."""
@@ -927,7 +931,7 @@ class Plan:
                 yield replace(self, happenings={k: v for k, v in self.happenings.items() if k != name})
         for name, less in (("partitions", self.partitions - 1), ("workers", self.workers - 1)):
             if less:
-                yield replace(self, **{name: less})
+                yield replace(self, **{name: less}, modulus=0)
 
 
 def wild_plan(seed: int) -> Plan:
@@ -950,7 +954,7 @@ def wild_plan(seed: int) -> Plan:
     )
     if draw.random() < 0.2:  # workers of a newer version among those of the former
         plan.happenings["upgrade"] = 2
-    return plan
+    return replace(plan, modulus=draw.randint(1, plan.partitions)) if draw.random() < 0.1 else plan
 
 
 async def wild_run(plan: Plan, *, prepare: Callable[[World], None] = lambda world: None) -> World:
@@ -963,6 +967,7 @@ async def wild_run(plan: Plan, *, prepare: Callable[[World], None] = lambda worl
         rows_max=plan.rows_max,
         skew_ms=SKEW_MS if "clock" in plan.happenings else 0,
         happenings=plan.happenings,
+        modulus=plan.modulus,
     )
     prepare(world)
     snapshot = world.blocks.snapshot()

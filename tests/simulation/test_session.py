@@ -163,6 +163,20 @@ def test_misplaced_events_are_sent_on_before_the_block_ends_and_count_where_they
     run_virtually(go)
 
 
+def test_what_lies_in_a_partition_that_was_added_later_counts_where_its_id_belongs() -> None:
+    """The number that ids are spread over stays: nothing moves, and a client that knows better is corrected."""
+
+    async def go() -> None:
+        world = World(partitions=3, modulus=2)
+        world.produce(2, [event_line("a", 1), event_line("b", 2), event_line(None, 3)])
+        world.produce(partition_of(id_hash("acme", "a"), 2), [event_line("a", 1)])
+        await world.run()
+        assert world.ids() == 3
+        assert world.blocks.ledger[0, 2, 0].block.counts.rerouted == 2
+
+    run_virtually(go)
+
+
 def test_a_full_worker_pauses_and_goes_on_when_the_store_is_back() -> None:
     """With the store away no more than a few blocks are fetched; the membership stays."""
 
