@@ -34,15 +34,16 @@ from consumers.tables import render_audit, render_usage
 from consumers.usage import UsageError
 from consumers.usage_params import query_from
 from consumers.usage_reader import UsageReader
+from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.catalog_log import CatalogClient, KafkaCatalogLog
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.kafka import LogRanges, RecordWriter
-from pipeline.adapters.kafka_admin import BrokerUnavailable, TopicMismatch, ensure_topics
+from pipeline.adapters.kafka_admin import BrokerUnavailable, TopicMismatch, committed, ensure_topics, members
 from pipeline.app import configure_logs
 from pipeline.catalog_file import Change, apply_file, plan, read_catalog_file, render_plan
 from pipeline.catalog_service import CatalogService
 from pipeline.event import EventError
-from pipeline.migrate import MigrationError, migrate
+from pipeline.migrate import MigrationError, migrate, pending
 from pipeline.ports import CatalogUnavailable, LogUnavailable, StoreError, StoreUnavailable
 from pipeline.settings import Settings
 from pipeline.transaction_id import new_transaction_id
@@ -227,8 +228,7 @@ def _say(line: str) -> None:
 
 def _prepare(settings: Settings) -> Mapping[str, object]:
     """Tables, topics, and the first account with its key; what stack.json shall remember."""
-    migrate(settings)
-    ensure_topics(settings)
+    _migrate(settings)
     key = asyncio.run(_first_key(settings))
     return {"database": settings.database, "partitions": settings.partitions, "api_key": key}
 
@@ -264,13 +264,37 @@ def _print_addresses(settings: Settings, as_json: bool) -> None:
 # ------------------------------------------------------------------------------------------------ processes
 
 
+def _migrate(settings: Settings) -> list[str]:
+    """Tables and topics as this version needs them, and rollups that are new filled from facts; the files applied.
+
+    Refuses to change anything while workers run: a block must find the same tables from its insert to its proof.
+    """
+    missing = pending(settings)
+    if missing and (present := members(settings)):
+        raise MigrationError(
+            f"{', '.join(missing)} cannot be applied while workers run: {', '.join(present)}. Stop them (one that was "
+            f"killed counts for {settings.session_timeout_s:.0f} s more), migrate, and start those of this version"
+        )
+    applied = migrate(settings)
+    ensure_topics(settings)
+    store = Store(settings)
+    try:
+        blocks = BlockStore(store, topic=settings.topic_events, database=settings.database)
+        if applied or (blocks.unfilled() and not members(settings)):
+            for table, month in blocks.fill(committed(settings)):
+                _say(f"{table} filled with the events of {month}")
+    except ValueError as error:
+        raise MigrationError(str(error)) from error
+    finally:
+        store.close()
+    return applied
+
+
 @cli.command("migrate")
 @_told
 def migrate_command() -> None:
     """Make or bring up to date the store's tables and the topics; safe to repeat."""
-    settings = _settings()
-    applied = migrate(settings)
-    ensure_topics(settings)
+    applied = _migrate(_settings())
     click.echo(f"{len(applied)} migrations applied" if applied else "the store is up to date")
 
 
@@ -280,8 +304,7 @@ def migrate_command() -> None:
 def init(account: str | None) -> None:
     """Do what `tally migrate` does, then make the first account; its admin key is printed once, when it is made."""
     settings = _settings()
-    migrate(settings)
-    ensure_topics(settings)
+    _migrate(settings)
     name = account or settings.default_account
 
     async def first() -> str | None:

@@ -25,6 +25,7 @@ from pipeline.adapters.kafka_admin import BrokerUnavailable, TopicLife, TopicMis
 from pipeline.catalog_mirror import CatalogMirror
 from pipeline.fail_points import fail_points
 from pipeline.metrics import WorkerMetrics
+from pipeline.migrate import MigrationError, pending
 from pipeline.ports import Batch, CatalogUnavailable, LogUnavailable, Member, Progress, StoreError, StoreUnavailable
 from pipeline.session import Limits, Outside, Session, Standing
 from pipeline.settings import Settings
@@ -102,6 +103,7 @@ class Worker:
         self._looked: dict[int, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._life = TopicLife("", 0)
+        self._schema = 0
         self._failed = ""
         self._stopping = False
         self.metrics = WorkerMetrics(self.standings, self.lags, self._ids)
@@ -109,19 +111,19 @@ class Worker:
     # -- life
 
     async def start(self) -> None:
-        """Checks the preconditions and connects. Raises TopicMismatch, ClockSkew; waits while Kafka or the store is
-        away."""
+        """Checks the preconditions and connects. Raises TopicMismatch, MigrationError, ClockSkew; waits while Kafka or
+        the store is away."""
         await self._until_there(partial(check_topics, self._settings), BrokerUnavailable)
         self._life = await self._until_there(self._look_at_topic, BrokerUnavailable)
         await self._until_there(self._check_clock, StoreUnavailable, StoreError)
-        await self._until_there(self._check_modulus, StoreUnavailable, StoreError)
+        await self._until_there(self._check_store, StoreUnavailable, StoreError)
         await self._connected(self._writer.start, LogUnavailable)
         await self._connected(self._catalog.start, CatalogUnavailable)
         mirror = CatalogMirror(self._catalog, self._store, self._settings.topic_catalog)
         self._tasks = [
             asyncio.create_task(self._look_at_ends(), name="look at ends"),
             asyncio.create_task(self._report_progress(), name="progress"),
-            asyncio.create_task(self._watch_topic(), name="events topic"),
+            asyncio.create_task(self._watch_topic(), name="preconditions"),
             asyncio.create_task(mirror.run(), name="catalog mirror"),
         ]
         for task in self._tasks:
@@ -248,15 +250,22 @@ class Worker:
         return topic_life(self._settings, self._settings.topic_events)
 
     async def _watch_topic(self) -> None:
-        """Raises TopicChanged when the topic was given partitions, or was deleted and made anew: until the worker
-        starts again, and checks all topics, it would not read, or take for known, what lies there."""
+        """Raises MigrationError when another version has migrated the store, and TopicChanged when the topic was given
+        partitions, or deleted and made anew: until the worker starts again, and checks everything, it would not read,
+        or take for known, what lies there."""
         while True:
             await asyncio.sleep(_TOPIC_EVERY_S)
             try:
                 life = await asyncio.get_running_loop().run_in_executor(self._io, self._look_at_topic)
-            except BrokerUnavailable as error:
-                log.warning("topic_not_read", error=str(error)[:300])
+                version = await asyncio.get_running_loop().run_in_executor(self._io, self._blocks.schema_version)
+            except (BrokerUnavailable, StoreUnavailable, StoreError) as error:
+                log.warning("preconditions_not_read", error=str(error)[:300])
                 continue
+            if version != self._schema:
+                raise MigrationError(
+                    f"the store was migrated from version {self._schema} to {version} while this worker ran: start the "
+                    "workers of the version that did it"
+                )
             if life != self._life:
                 raise TopicChanged(
                     f"topic {self._settings.topic_events} had {self._life.partitions} partitions and the id "
@@ -264,7 +273,15 @@ class Worker:
                     "again, they check the topics and say what is to be done; leave TALLY_PARTITIONS as it is"
                 )
 
-    def _check_modulus(self) -> None:
+    def _check_store(self) -> None:
+        """The store must be of this version, with all rollups filled, and know ids by the same number of partitions."""
+        if missing := pending(self._settings):
+            raise MigrationError(f"the store lacks {', '.join(missing)}: stop the workers and run `tally migrate`")
+        if unfilled := self._blocks.unfilled():
+            raise MigrationError(
+                f"{', '.join(unfilled)} lacks blocks that other rollups hold: stop the workers and run `tally migrate`"
+            )
+        self._schema = self._blocks.schema_version()
         found = self._blocks.moduli()
         if found - {self._settings.partitions}:
             former = ", ".join(map(str, sorted(found)))

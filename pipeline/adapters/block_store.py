@@ -52,6 +52,11 @@ class BlockStore:
         found: datetime = self._store.query("SELECT now64(3, 'UTC')").rows[0][0]
         return int(found.timestamp() * 1000)
 
+    def schema_version(self) -> int:
+        """Number of the last migration that was applied."""
+        found: int = self._store.query("SELECT max(version) FROM schema_versions").rows[0][0]
+        return found
+
     def moduli(self) -> set[int]:
         """Every number of partitions that ids were spread over since the topic's first life; at most one, when all is
         well. Empty before the first start."""
@@ -255,6 +260,97 @@ class BlockStore:
             for identity, epoch, offset, line, content, append_s in rows
         ]
 
+    # -- rollups that a migration has added
+
+    def unfilled(self) -> list[str]:
+        """Rollups that lack blocks which others hold, beyond the one a partition that may be under way. Workers may
+        run: what a table lacks after all others were read does not come any more."""
+        most: dict[tuple[str, int], int] = {}
+        for table in _MARKED:
+            for place, number in self._all_marks(table).items():
+                most[place] = max(number, most.get(place, 0))
+        marks = {table: self._all_marks(table) for table in _MARKED}
+        return [t for t, found in marks.items() if any(n - found.get(place, 0) > 1 for place, n in most.items())]
+
+    def fill(self, committed: Mapping[int, int]) -> list[tuple[str, int]]:
+        """Fills rollups that were added after their events, month by month, from facts and corrections; the tables and
+        months that were filled. Only while no worker runs.
+
+        `committed`: the group's offsets. What lies beyond is not taken from facts: whoever takes the partition inserts
+        that block again, and the new rollup, which knows no token of it, takes it then. A month is one insert and one
+        part, so that a run that was killed goes on where it was. Blocks. Raises StoreError, StoreUnavailable, and
+        ValueError when a month is there in part.
+        """
+        borders = self._borders(committed)
+        expected = self._ledgers_marks(borders)
+        filled = []
+        for table in _MARKED:
+            found = self._all_marks(table)
+            for month in sorted({month for _, month in expected}):
+                lacking = [
+                    place for place, number in expected.items() if place[1] == month and found.get(place, 0) < number
+                ]
+                if not lacking:
+                    continue
+                if any(found.get(place) for place in expected if place[1] == month):
+                    raise ValueError(
+                        f"{table} holds {month} in part: {', '.join(name for name, _ in lacking)} are missing. Run "
+                        "`tally audit`; if the table is new, drop it with its views and make it by its migration again"
+                    )
+                self._fill_month(table, month, borders)
+                filled.append((table, month))
+        return filled
+
+    def _borders(self, committed: Mapping[int, int]) -> dict[tuple[int, int], int]:
+        """Per epoch and partition, the offset up to which blocks are whole: the end of the ledger's last block where
+        the group has counted it, else its start."""
+        rows = self._store.query(
+            """SELECT epoch, `partition`, max(`start`), argMax(`end`, `start`) FROM blocks FINAL
+            WHERE topic = {topic:String} AND month = 0 GROUP BY epoch, `partition`""",
+            {"topic": self._topic},
+        ).rows
+        newest = {p: max(e for e, other, *_ in rows if other == p) for _, p, *_ in rows}
+        return {
+            (epoch, partition): end if epoch != newest[partition] or committed.get(partition) == end else start
+            for epoch, partition, start, end in rows
+        }
+
+    def _ledgers_marks(self, borders: Mapping[tuple[int, int], int]) -> dict[tuple[str, int], int]:
+        found: dict[tuple[str, int], int] = {}
+        for (epoch, partition), border in borders.items():
+            rows = self._store.query(
+                """SELECT month, count() FROM blocks FINAL WHERE topic = {topic:String} AND epoch = {epoch:UInt32}
+                AND `partition` = {partition:UInt32} AND month != 0 AND `start` < {border:UInt64} GROUP BY month""",
+                {**self._where(epoch, partition), "border": border},
+            ).rows
+            found |= {(mark_name(self._topic, epoch, partition), month): number for month, number in rows}
+        return found
+
+    def _all_marks(self, table: str) -> dict[tuple[str, int], int]:
+        name, when = _MARKED[table]
+        rows = self._store.query(
+            f"""SELECT {name} AS mark, toYYYYMM({when}) AS month, sum(events) FROM {table}
+            WHERE account = {{account:String}} AND startsWith({name}, {{topic:String}}) GROUP BY mark, month""",  # noqa: S608
+            {"account": MARK_ACCOUNT, "topic": f"{self._topic}:"},
+        ).rows
+        return {(mark, month): number for mark, month, number in rows}
+
+    def _fill_month(self, table: str, month: int, borders: Mapping[tuple[int, int], int]) -> None:
+        counted = " OR ".join(
+            f"(epoch = {epoch} AND `partition` = {partition} AND block_start < {border})"
+            for (epoch, partition), border in borders.items()
+        )
+        facts = f"(SELECT * FROM {self._database}.events WHERE toYYYYMM(timestamp) = {month} AND ({counted}))"  # noqa: S608
+        corrections = f"(SELECT * FROM {self._database}.corrections WHERE toYYYYMM(timestamp) = {month})"  # noqa: S608
+        added, taken = self._view(table, "ingest", facts), self._view(table, "corrections", corrections)
+        columns = ", ".join(f"`{c}`" for c in self._store.query(f"SELECT * FROM ({added}) LIMIT 0").columns)  # noqa: S608
+        self._store.command(
+            f"INSERT INTO {table} ({columns}) SELECT {columns} FROM ({added})"  # noqa: S608
+            f" UNION ALL SELECT {columns} FROM ({taken})",
+            None,
+            {"insert_deduplicate": 0, "max_insert_block_size": 1 << 30, **_WHOLE},
+        )
+
     # -- private
 
     def _where(self, epoch: int, partition: int) -> dict[str, Any]:
@@ -324,23 +420,28 @@ class BlockStore:
 
     def _insert_from_facts(self, table: str, month: int, block: Block) -> None:
         """Runs the rollup's own view over the block's facts of one month."""
-        select: str = self._store.query(
-            "SELECT as_select FROM system.tables WHERE database = {database:String} AND name = {view:String}",
-            {"database": self._database, "view": f"ingest_to_{table}"},
-        ).rows[0][0]
         source = (  # numbers, and a name that the settings have checked
             f"(SELECT * FROM {self._database}.events WHERE epoch = {block.epoch} AND `partition` = {block.partition}"  # noqa: S608
             f" AND block_start = {block.start} AND toYYYYMM(timestamp) = {month})"
         )
-        over_facts, replaced = re.subn(rf"\b(`?{self._database}`?\.)?`?ingest`?(?=\s|$)", source, select, count=1)
-        if replaced != 1:
-            raise RuntimeError(f"view ingest_to_{table} does not read from ingest: {select[:200]}")
+        over_facts = self._view(table, "ingest", source)
         columns = ", ".join(f"`{c}`" for c in self._store.query(f"SELECT * FROM ({over_facts}) LIMIT 0").columns)  # noqa: S608
         self._store.command(
             f"INSERT INTO {table} ({columns}) {over_facts}",
             None,
             {"insert_deduplication_token": f"{block.token}:repair:{table}:{month}", **_WHOLE},
         )
+
+    def _view(self, table: str, reads: str, source: str) -> str:
+        """The select of the view that carries `reads` to the table, over another source."""
+        select: str = self._store.query(
+            "SELECT as_select FROM system.tables WHERE database = {database:String} AND name = {view:String}",
+            {"database": self._database, "view": f"{reads}_to_{table}"},
+        ).rows[0][0]
+        over, replaced = re.subn(rf"\b(`?{self._database}`?\.)?`?{reads}`?(?=\s|$)", source, select, count=1)
+        if replaced != 1:
+            raise RuntimeError(f"view {reads}_to_{table} does not read from {reads}: {select[:200]}")
+        return over
 
 
 def _times(found: int, expected: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import structlog
-from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
 from pipeline.settings import Settings
@@ -102,6 +102,23 @@ def members(settings: Settings) -> list[str]:
         if error.args[0].name() == "GROUP_ID_NOT_FOUND":
             return []
         raise BrokerUnavailable(f"Kafka at {settings.kafka} tells nothing of the group: {error}") from error
+
+
+def committed(settings: Settings) -> dict[int, int]:
+    """The group's offsets of the events topic by partition, where there are any; blocks. Raises BrokerUnavailable."""
+    client = _client(settings)
+    try:
+        asked = [ConsumerGroupTopicPartitions(settings.group)]
+        found = client.list_consumer_group_offsets(asked, request_timeout=_TIMEOUT_S)[settings.group].result(_TIMEOUT_S)
+    except KafkaException as error:
+        if error.args[0].name() == "GROUP_ID_NOT_FOUND":
+            return {}
+        raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no offsets of the group: {error}") from error
+    return {
+        place.partition: place.offset
+        for place in found.topic_partitions or ()
+        if place.topic == settings.topic_events and place.offset >= 0
+    }
 
 
 def _wanted(settings: Settings) -> dict[str, NewTopic]:

@@ -18,6 +18,7 @@ from pipeline.adapters.kafka_admin import (
     BrokerUnavailable,
     TopicMismatch,
     check_topics,
+    committed,
     ensure_topics,
     members,
     topic_id,
@@ -99,6 +100,7 @@ def _grow(settings: Settings, topic: str, partitions: int) -> None:
 def test_a_group_that_nobody_is_in_has_no_members(settings: Settings) -> None:
     """Nor does one that never was."""
     assert members(settings) == []
+    assert committed(settings) == {}
 
 
 @pytest.mark.parametrize(
