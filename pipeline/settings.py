@@ -48,7 +48,12 @@ class Settings(BaseSettings):
     topic_catalog: str = Field(
         default="tally.catalog", description="compacted topic that holds the truth of the catalog"
     )
-    partitions: int = Field(default=6, ge=1, le=1024, description="partitions of the events topic; fixed for its life")
+    partitions: int = Field(
+        default=6,
+        ge=1,
+        le=1024,
+        description="partitions that ids are spread over; fixed for the life of topic and store",
+    )
     replication: int = Field(default=1, ge=1, description="replicas of each topic (3 in production)")
     min_insync: int = Field(default=1, ge=1, description="min.insync.replicas of each topic (2 in production)")
     retention_hours: int = Field(

@@ -1,8 +1,9 @@
 """Kafka's topics: made, and checked at each start. The one module that imports confluent_kafka, whose admin client
 tells topic ids; they are how a topic that was deleted and made anew is told from the one before."""
 
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicCollection
@@ -12,6 +13,9 @@ from pipeline.settings import Settings
 
 _TIMEOUT_S: Final = 20.0
 _FOREVER: Final = "-1"
+_COORDINATOR_S: Final = 60.0
+_COMING: Final = ("NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS")
+_T = TypeVar("_T")
 
 log = structlog.get_logger(__name__)
 
@@ -95,30 +99,44 @@ def topic_id(settings: Settings, topic: str) -> str:
 def members(settings: Settings) -> list[str]:
     """Client ids and hosts of the workers in the group, as the broker sees them; blocks. Raises BrokerUnavailable."""
     client = _client(settings)
-    try:
+
+    def ask() -> list[str]:
         groups = client.describe_consumer_groups([settings.group], request_timeout=_TIMEOUT_S)
         return sorted(f"{m.client_id} on {m.host}" for m in groups[settings.group].result(_TIMEOUT_S).members)
-    except KafkaException as error:
-        if error.args[0].name() == "GROUP_ID_NOT_FOUND":
-            return []
-        raise BrokerUnavailable(f"Kafka at {settings.kafka} tells nothing of the group: {error}") from error
+
+    return _of_group(settings, ask) or []
 
 
 def committed(settings: Settings) -> dict[int, int]:
     """The group's offsets of the events topic by partition, where there are any; blocks. Raises BrokerUnavailable."""
     client = _client(settings)
-    try:
+
+    def ask() -> dict[int, int]:
         asked = [ConsumerGroupTopicPartitions(settings.group)]
         found = client.list_consumer_group_offsets(asked, request_timeout=_TIMEOUT_S)[settings.group].result(_TIMEOUT_S)
-    except KafkaException as error:
-        if error.args[0].name() == "GROUP_ID_NOT_FOUND":
-            return {}
-        raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no offsets of the group: {error}") from error
-    return {
-        place.partition: place.offset
-        for place in found.topic_partitions or ()
-        if place.topic == settings.topic_events and place.offset >= 0
-    }
+        return {
+            place.partition: place.offset
+            for place in found.topic_partitions or ()
+            if place.topic == settings.topic_events and place.offset >= 0
+        }
+
+    return _of_group(settings, ask) or {}
+
+
+def _of_group(settings: Settings, ask: Callable[[], _T]) -> _T | None:
+    """What the group's coordinator answers; None when there is no such group. A broker that has just started makes the
+    topic of offsets only when it is first asked, and knows no coordinator until then."""
+    ends = time.monotonic() + _COORDINATOR_S
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            name = error.args[0].name()
+            if name == "GROUP_ID_NOT_FOUND":
+                return None
+            if name not in _COMING or time.monotonic() > ends:
+                raise BrokerUnavailable(f"Kafka at {settings.kafka} tells nothing of the group: {error}") from error
+        time.sleep(0.5)
 
 
 def _wanted(settings: Settings) -> dict[str, NewTopic]:

@@ -43,12 +43,13 @@ class Found:
     occasions: int = 0
     deaths: int = 0
     repairs: int = 0
+    cpu_s: float = 0.0
     happened: Counter[str] = field(default_factory=Counter)
     failures: dict[int, str] = field(default_factory=dict)
 
     def add(self, other: "Found") -> None:
         """Takes the other's in."""
-        for name in ("runs", "steps", "occasions", "deaths", "repairs"):
+        for name in ("runs", "steps", "occasions", "deaths", "repairs", "cpu_s"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.happened.update(other.happened)
         self.failures.update(other.failures)
@@ -90,10 +91,12 @@ def run_plan(plan: Plan, found: Found, prepare: Callable[[World], None] = lambda
 def run_seeds(seeds: list[int]) -> Found:
     """In a process of its own."""
     found = Found()
+    began_s = time.process_time()
     for seed in seeds:
         if failure := run_plan(wild_plan(seed), found):
             found.failures[seed] = failure
     gc.collect()
+    found.cpu_s = time.process_time() - began_s
     return found
 
 
@@ -208,7 +211,8 @@ def _many(chunks: Iterator[list[int]], minutes: float | None, jobs: int, *, as_j
 def _rates(found: Found, seconds: float) -> str:
     return (
         f"{found.runs} runs ({found.runs / seconds:.0f}/s), {found.steps} steps ({found.steps / seconds:.0f}/s), "
-        f"{found.occasions} occasions for a fault ({found.occasions / seconds:.0f}/s), {len(found.failures)} fail"
+        f"{found.occasions} occasions for a fault ({found.occasions / seconds:.0f}/s), {len(found.failures)} fail; "
+        f"per second of one core {found.runs / found.cpu_s:.0f} runs, {found.steps / found.cpu_s:.0f} steps"
     )
 
 
