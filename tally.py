@@ -280,7 +280,7 @@ def _migrate(settings: Settings) -> list[str]:
     store = Store(settings)
     try:
         blocks = BlockStore(store, topic=settings.topic_events, database=settings.database)
-        if applied or (blocks.unfilled() and not members(settings)):
+        if blocks.moduli() and (applied or (blocks.unfilled() and not members(settings))):
             for table, month in blocks.fill(committed(settings)):
                 _say(f"{table} filled with the events of {month}")
     except ValueError as error:

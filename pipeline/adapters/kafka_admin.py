@@ -124,18 +124,19 @@ def committed(settings: Settings) -> dict[int, int]:
 
 
 def _of_group(settings: Settings, ask: Callable[[], _T]) -> _T | None:
-    """What the group's coordinator answers; None when there is no such group. A broker that has just started makes the
-    topic of offsets only when it is first asked, and knows no coordinator until then."""
+    """What the group's coordinator answers; None when there is no such group, or no topic that it could read. A broker
+    that has just started makes the topic of offsets only when it is first asked, and has no coordinator until then."""
     ends = time.monotonic() + _COORDINATOR_S
     while True:
         try:
-            return ask()
-        except KafkaException as error:
-            name = error.args[0].name()
+            there = settings.topic_events in _client(settings).list_topics(timeout=_TIMEOUT_S).topics
+            return ask() if there else None
+        except (KafkaException, TimeoutError) as error:
+            name = error.args[0].name() if isinstance(error, KafkaException) else "no answer"
             if name == "GROUP_ID_NOT_FOUND":
                 return None
-            if name not in _COMING or time.monotonic() > ends:
-                raise BrokerUnavailable(f"Kafka at {settings.kafka} tells nothing of the group: {error}") from error
+            if (name not in _COMING and isinstance(error, KafkaException)) or time.monotonic() > ends:
+                raise BrokerUnavailable(f"Kafka at {settings.kafka} tells nothing of the group: {name}") from error
         time.sleep(0.5)
 
 

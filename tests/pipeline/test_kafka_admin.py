@@ -98,7 +98,9 @@ def _grow(settings: Settings, topic: str, partitions: int) -> None:
 
 
 def test_a_group_that_nobody_is_in_has_no_members(settings: Settings) -> None:
-    """Nor does one that never was."""
+    """Nor does one that never was, nor one without a topic."""
+    assert members(settings) == []
+    ensure_topics(settings)
     assert members(settings) == []
     assert committed(settings) == {}
 
