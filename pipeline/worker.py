@@ -34,7 +34,7 @@ from pipeline.stages.mapping import Mapper, Mappers
 
 _PROGRESS_EVERY_S: Final = 1.0
 _STALLED_S: Final = 30.0  # with lag and no movement for so long a worker is not ready
-_TOPIC_EVERY_S: Final = 5.0
+_PRECONDITIONS_EVERY_S: Final = 5.0
 _REJOIN_AFTER_S: Final = 10.0  # a session that was refused waits this long for the group to move by itself
 _EXIT_AFTER_S: Final = 20.0  # how long a failed worker may take to stop tidily
 _EXIT_CODE: Final = 70
@@ -123,7 +123,7 @@ class Worker:
         self._tasks = [
             asyncio.create_task(self._look_at_ends(), name="look at ends"),
             asyncio.create_task(self._report_progress(), name="progress"),
-            asyncio.create_task(self._watch_topic(), name="preconditions"),
+            asyncio.create_task(self._watch_preconditions(), name="preconditions"),
             asyncio.create_task(mirror.run(), name="catalog mirror"),
         ]
         for task in self._tasks:
@@ -249,29 +249,37 @@ class Worker:
     def _look_at_topic(self) -> TopicLife:
         return topic_life(self._settings, self._settings.topic_events)
 
-    async def _watch_topic(self) -> None:
-        """Raises MigrationError when another version has migrated the store, and TopicChanged when the topic was given
-        partitions, or deleted and made anew: until the worker starts again, and checks everything, it would not read,
-        or take for known, what lies there."""
+    async def _watch_preconditions(self) -> None:
+        """Raises TopicChanged when the topic was given partitions, or deleted and made anew, and MigrationError when
+        another version has migrated the store: until the worker starts again, and checks everything, it would not
+        read, or take for known, what lies there."""
+        looks = (
+            (self._look_at_topic, self._life, self._topic_changed),
+            (self._blocks.schema_version, self._schema, self._store_changed),
+        )
         while True:
-            await asyncio.sleep(_TOPIC_EVERY_S)
-            try:
-                life = await asyncio.get_running_loop().run_in_executor(self._io, self._look_at_topic)
-                version = await asyncio.get_running_loop().run_in_executor(self._io, self._blocks.schema_version)
-            except (BrokerUnavailable, StoreUnavailable, StoreError) as error:
-                log.warning("preconditions_not_read", error=str(error)[:300])
-                continue
-            if version != self._schema:
-                raise MigrationError(
-                    f"the store was migrated from version {self._schema} to {version} while this worker ran: start the "
-                    "workers of the version that did it"
-                )
-            if life != self._life:
-                raise TopicChanged(
-                    f"topic {self._settings.topic_events} had {self._life.partitions} partitions and the id "
-                    f"{self._life.identity}, now it has {life.partitions} and {life.identity}: start the workers "
-                    "again, they check the topics and say what is to be done; leave TALLY_PARTITIONS as it is"
-                )
+            await asyncio.sleep(_PRECONDITIONS_EVERY_S)
+            for look, expected, changed in looks:
+                try:
+                    found = await asyncio.get_running_loop().run_in_executor(self._io, look)
+                except (BrokerUnavailable, StoreUnavailable, StoreError) as error:
+                    log.warning("preconditions_not_read", error=str(error)[:300])
+                    continue
+                if found != expected:
+                    raise changed(found)
+
+    def _topic_changed(self, found: Any) -> Exception:
+        return TopicChanged(
+            f"topic {self._settings.topic_events} had {self._life.partitions} partitions and the id "
+            f"{self._life.identity}, now it has {found.partitions} and {found.identity}: start the workers again, they "
+            "check the topics and say what is to be done; leave TALLY_PARTITIONS as it is"
+        )
+
+    def _store_changed(self, found: Any) -> Exception:
+        return MigrationError(
+            f"the store was migrated from version {self._schema} to {found} while this worker ran: start the workers "
+            "of the version that did it"
+        )
 
     def _check_store(self) -> None:
         """The store must be of this version, with all rollups filled, and know ids by the same number of partitions."""
