@@ -147,7 +147,10 @@ def test_a_block_is_finished_under_the_mapping_it_was_begun_with(own: Own) -> No
     own.send(*range(10))
     own.start(TALLY_FAIL_POINT="before_insert")
     assert own.ended() == -signal.SIGKILL
-    own.apply("{id: calls, name: Calls, event_names: [call], aggregation: sum, value_key: tokens}")
+    own.apply(
+        "{id: calls, name: Calls, event_names: [call], aggregation: sum, value_key: tokens,"
+        " effective_from: '2025-01-01T00:00:00Z'}"
+    )
     own.send(*range(5, 20))
     own.start()
     own.counted(25)
