@@ -1,5 +1,6 @@
--- Replays of refused lines, append-only: which line, when, how, and where what was sent lies. Written once Kafka has
--- acknowledged it: a crash in between leaves the reject open, and the next replay sends the same id, which counts once.
+-- Replays of refused lines, append-only: which line, when, how, and where what was sent lies. Noted as sent once Kafka
+-- has acknowledged it: a crash in between leaves the reject open, and the next replay sends the same id, which counts
+-- once. The id of a line that has none of its own is noted before (sent = 0), so that no later replay takes another.
 CREATE TABLE IF NOT EXISTS reject_replays
 (
     topic            String COMMENT 'Events topic of the reject',
@@ -11,12 +12,13 @@ CREATE TABLE IF NOT EXISTS reject_replays
     transaction_id   String COMMENT 'Id that was sent: the line''s own, or one derived from its position',
     id_hash          UInt128 COMMENT 'xxh3_128 of the length-prefixed account and transaction_id',
     means            String COMMENT 'as it came, or what was mended',
+    sent             UInt8 COMMENT '1: Kafka has acknowledged it; 0: it was about to be sent, positions are 0',
     to_partition     UInt32 COMMENT 'Partition that it was sent to',
     to_offset        UInt64 COMMENT 'Offset of the record that carries it',
     to_line          UInt32 COMMENT 'Its line within that record'
 )
 ENGINE = ${REPLICATED}ReplacingMergeTree
-ORDER BY (topic, epoch, `partition`, `offset`, line, to_partition, to_offset, to_line)
+ORDER BY (topic, epoch, `partition`, `offset`, line, sent, id_hash, to_partition, to_offset, to_line)
 SETTINGS ${DEDUP_WINDOW}
 COMMENT 'Replays of refused lines; read it with FINAL';
 
@@ -39,8 +41,11 @@ CREATE VIEW IF NOT EXISTS v_rejects
     bytes           String COMMENT 'The line as it came; any bytes',
     replays         UInt64 COMMENT 'How many times it was replayed',
     replayed_at     DateTime64(3, 'UTC') COMMENT 'When it was replayed last; 1970 when it was not',
-    replayed_id     String COMMENT 'Id that the replay sent; empty when there was none',
+    replayed_id     String COMMENT 'Id that the replay sent, or was about to send; empty when there was none',
     replayed_as     String COMMENT 'as it came, or what was mended; empty when there was no replay',
+    reasons         Array(String) COMMENT 'Stable codes of all faults',
+    fields          Array(String) COMMENT 'Fields of all faults',
+    defaulted       UInt8 COMMENT '1: the door that sent the line had filled in its timestamp',
     to_partition    UInt32 COMMENT 'Partition of the replay that the status tells of',
     to_offset       UInt64 COMMENT 'Offset of that replay',
     to_line         UInt32 COMMENT 'Line of that replay',
@@ -70,6 +75,9 @@ SELECT
     n.replayed_at AS replayed_at,
     n.replayed_id AS replayed_id,
     n.replayed_as AS replayed_as,
+    if(empty(r.`errors.code`), [r.reason], r.`errors.code`) AS reasons,
+    if(empty(r.`errors.field`), [r.field], r.`errors.field`) AS fields,
+    has(arrayZip(r.`headers.name`, r.`headers.value`), ('defaulted', 'timestamp')) AS defaulted,
     n.to_partition AS to_partition,
     n.to_offset AS to_offset,
     n.to_line AS to_line,
@@ -92,18 +100,18 @@ LEFT JOIN
         `partition`,
         `offset`,
         line,
-        count() AS replays,
-        max(replayed_at) AS replayed_at,
-        argMax(status, rank) AS status,
-        argMax(transaction_id, rank) AS replayed_id,
-        argMax(means, rank) AS replayed_as,
-        argMax(to_partition, rank) AS to_partition,
-        argMax(to_offset, rank) AS to_offset,
-        argMax(to_line, rank) AS to_line,
-        argMax(counted_epoch, rank) AS counted_epoch,
-        argMax(counted_offset, rank) AS counted_offset,
-        argMax(counted_line, rank) AS counted_line,
-        argMax(counted, rank) AS counted
+        sum(o.sent) AS replays,
+        maxIf(o.replayed_at, o.sent = 1) AS replayed_at,
+        argMax(o.status, o.rank) AS status,
+        argMax(o.transaction_id, o.rank) AS replayed_id,
+        argMaxIf(o.means, o.rank, o.sent = 1) AS replayed_as,
+        argMax(o.to_partition, o.rank) AS to_partition,
+        argMax(o.to_offset, o.rank) AS to_offset,
+        argMax(o.to_line, o.rank) AS to_line,
+        argMax(o.counted_epoch, o.rank) AS counted_epoch,
+        argMax(o.counted_offset, o.rank) AS counted_offset,
+        argMax(o.counted_line, o.rank) AS counted_line,
+        argMax(o.counted, o.rank) AS counted
     FROM
     (
         SELECT
@@ -115,6 +123,7 @@ LEFT JOIN
             p.replayed_at AS replayed_at,
             p.transaction_id AS transaction_id,
             p.means AS means,
+            p.sent AS sent,
             p.to_partition AS to_partition,
             p.to_offset AS to_offset,
             p.to_line AS to_line,
@@ -123,13 +132,14 @@ LEFT JOIN
             i.line AS counted_line,
             i.counted AS counted,
             multiIf(
+                p.sent = 0, 'open',
                 i.counted = 1 AND i.`offset` = p.to_offset AND i.line = p.to_line, 'accepted',
                 s.verdict = 1, 'duplicate',
                 s.verdict = 2, 'conflict',
                 a.again = 1, 'rejected_again',
                 'in_flight'
             ) AS status,
-            (status = 'accepted', p.replayed_at, p.to_offset) AS rank
+            (p.sent, status = 'accepted', p.replayed_at, p.to_offset) AS rank
         FROM
         (
             SELECT *
@@ -147,8 +157,8 @@ LEFT JOIN
         ) AS i ON i.`partition` = p.to_partition AND i.id_hash = p.id_hash
         LEFT JOIN
         (
-            SELECT topic, `partition`, id_hash, `offset`, line, toUInt8(max(verdict)) AS verdict
-            FROM repeats
+            SELECT topic, `partition`, id_hash, `offset`, line, max(toUInt8(x.verdict)) AS verdict
+            FROM repeats AS x
             WHERE id_hash IN (
                 SELECT id_hash
                 FROM reject_replays
@@ -159,15 +169,15 @@ LEFT JOIN
         LEFT JOIN
         (
             SELECT topic, `partition`, id_hash, `offset`, line, toUInt8(1) AS again
-            FROM rejects
-            WHERE verdict = 'rejected' AND id_hash IN (
+            FROM rejects AS x
+            WHERE x.verdict = 'rejected' AND id_hash IN (
                 SELECT id_hash
                 FROM reject_replays
             )
             GROUP BY topic, `partition`, id_hash, `offset`, line
         ) AS a ON a.topic = p.topic AND a.`partition` = p.to_partition AND a.id_hash = p.id_hash
             AND a.`offset` = p.to_offset AND a.line = p.to_line
-    )
+    ) AS o
     GROUP BY topic, epoch, `partition`, `offset`, line
 ) AS n ON n.topic = r.topic AND n.epoch = r.epoch AND n.`partition` = r.`partition` AND n.`offset` = r.`offset`
     AND n.line = r.line
