@@ -14,6 +14,7 @@ from litestar.datastructures import State
 from litestar.di import NamedDependency, Provide
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import FromPath
 from litestar.types import ExceptionHandlersMap, Guard
 
 from consumers.api import STORE_HANDLERS, problem
@@ -48,7 +49,9 @@ def receipt_router(answer: Answer) -> Router:
             ),
         },
     )
-    async def receipt(request: _Request, account: NamedDependency[str], transaction_id: str) -> Response[Receipt]:
+    async def receipt(
+        request: _Request, account: NamedDependency[str], transaction_id: FromPath[str]
+    ) -> Response[Receipt]:
         """The receipt of a transactionId: verdict, position, times seen, features moved, block, rollup cells. Percent-
         encode every character of the id that is not a letter or digit."""
         return await _respond(answer, request, account)

@@ -140,30 +140,32 @@ class RejectsReader:
         """All chosen lines that are there now, by position, at most `page_lines` in memory at once."""
         where, parameters = conditions(chosen)
         ends = self._store.query(
-            f"SELECT `partition`, max((epoch, `offset`)) FROM v_rejects WHERE {where}"  # noqa: S608
-            " GROUP BY `partition` ORDER BY `partition`",
+            f"SELECT epoch, `partition`, max(`offset`) FROM v_rejects WHERE {where}"  # noqa: S608
+            " GROUP BY epoch, `partition` ORDER BY epoch, `partition`",
             parameters,
             _SETTINGS,
         ).rows
-        for partition, (epoch, offset) in ends:
-            bound = {**parameters, "part": partition, "end_epoch": epoch, "end_offset": offset}
-            after = (-1, -1, -1)
+        for epoch, partition, end in ends:
+            bound = {**parameters, "page_epoch": epoch, "page_partition": partition, "page_end": end}
+            after = (0, -1)
             while rows := self._page(where, bound, after, page_lines):
                 yield [_line(row) for row in rows]
-                after = (rows[-1]["epoch"], rows[-1]["offset"], rows[-1]["line"])
+                after = (rows[-1]["offset"], rows[-1]["line"])
 
     def _page(
-        self, where: str, parameters: Mapping[str, Any], after: tuple[int, int, int], lines: int
+        self, where: str, parameters: Mapping[str, Any], after: tuple[int, int], lines: int
     ) -> list[dict[str, Any]]:
+        offset, line = after
         sql = (
             f"SELECT {_POSITION}, account, verdict, transaction_id, replayed_id, base64Encode(bytes) AS raw, defaulted"  # noqa: S608
-            f" FROM v_rejects WHERE {where} AND `partition` = {{part:UInt32}}"
-            " AND (toInt64(epoch), toInt64(`offset`), toInt64(line)) > ({e:Int64}, {o:Int64}, {l:Int64})"
-            " AND (epoch, `offset`) <= ({end_epoch:UInt32}, {end_offset:UInt64})"
-            f" ORDER BY epoch, `offset`, line LIMIT {{lines:UInt32}}"
+            f" FROM v_rejects WHERE {where} AND epoch = {{page_epoch:UInt32}}"
+            " AND `partition` = {page_partition:UInt32} AND `offset` >= {page_offset:UInt64}"
+            " AND `offset` <= {page_end:UInt64}"
+            " AND (`offset` > {page_offset:UInt64} OR toInt64(line) > {page_line:Int64})"
+            " ORDER BY `offset`, line LIMIT {lines:UInt32}"
         )
-        epoch, offset, line = after
-        found = self._store.query(sql, {**parameters, "e": epoch, "o": offset, "l": line, "lines": lines}, _SETTINGS)
+        given = {**parameters, "page_offset": offset, "page_line": line, "lines": lines}
+        found = self._store.query(sql, given, _SETTINGS)
         return [dict(zip(found.columns, row, strict=True)) for row in found.rows]
 
 

@@ -59,7 +59,9 @@ async def _define(stack: RunningStack, tenant: Tenant) -> None:
         of = tenant.account
         await catalog.create_feature(feature_from(of, {"id": "calls", "event_names": ["call"]}))
         await catalog.create_feature(
-            feature_from(of, {"id": "regions", "event_names": ["call"], "aggregation": "unique", "value_key": "region"})
+            feature_from(
+                of, {"id": "regions", "event_names": ["call"], "aggregation": "unique", "unique_key": "region"}
+            )
         )
         await catalog.create_dimension(dimension_from(of, {"key": "region", "type": "string"}))
         await catalog.create_dimension(dimension_from(of, {"key": "ms", "type": "number"}))
@@ -316,7 +318,8 @@ def test_ids_of_any_characters_have_receipts(stack: RunningStack, tenant: Tenant
     for number, identity in enumerate(_ODD):
         found = _receipt(stack, tenant, identity)
         assert (found["transaction_id"], found["event"]["event_name"]) == (identity, str(number))
-    assert stack.tally_json("receipt", "--account", tenant.account, "--", "-x")["transaction_id"] == "-x"
+    told = json.loads(stack.tally("receipt", "--json", "--account", tenant.account, "--", "-x"))
+    assert told["transaction_id"] == "-x"
 
 
 def test_what_cannot_be_an_id_is_refused(stack: RunningStack, tenant: Tenant) -> None:
@@ -325,7 +328,7 @@ def test_what_cannot_be_an_id_is_refused(stack: RunningStack, tenant: Tenant) ->
         answer = httpx.get(f"{stack.api}/v1/events/{path}", headers=tenant.headers)
         assert (answer.status_code, answer.json()["code"]) == (422, "bad_fields"), path
     made = httpx.post(f"{stack.api}/v1/catalog/keys", json={"name": "in", "scopes": ["ingest"]}, headers=tenant.headers)
-    ingest = {"Authorization": f"Bearer {made.json()['key']}"}
+    ingest = {"Authorization": f"Bearer {made.json()['secret']}"}
     for path in ("x", "batch"):
         assert httpx.get(f"{stack.api}/v1/events/{path}", headers=ingest).status_code == 403
         assert httpx.get(f"{stack.api}/v1/events/{path}").status_code == 401
