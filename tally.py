@@ -734,7 +734,8 @@ def rejects_replay(  # noqa: PLR0917 - click passes them by name
     if positions:
         chosen = [RejectFilter(topic=at.topic, position=at) for at in (_position(text, settings) for text in positions)]
     else:
-        chosen = [_reject_filter(settings, {"status": "open", **{k: v for k, v in given.items() if v is not None}})]
+        status = given.pop("status") or (None if given["verdict"] == "conflict" else "open")  # conflicts are told off
+        chosen = [_reject_filter(settings, {**given, "status": status})]
     total = sum(reader.count(one) for one in chosen)
     pages = (page for one in chosen for page in reader.pages(one))
     summary = asyncio.run(_replay(settings, store, pages, min(total, limit or total), mends, dry_run=dry_run))

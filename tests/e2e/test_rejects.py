@@ -205,6 +205,7 @@ def test_a_replay_with_other_content_is_a_conflict(stack: RunningStack, tenant: 
     assert _status(stack, tenant, row["position"])["status"] == "duplicate"
     assert _events(stack, tenant) == (1, "1")
     conflict = next(r for r in _list(stack, tenant) if r["verdict"] == "conflict")
+    assert _replay(stack, tenant, "--verdict", "conflict", code=1)["refused"] == 1
     refused = _replay(stack, tenant, conflict["position"], code=1)
     assert refused["lines"][0]["errors"][0] == {
         "field": "transactionId",
