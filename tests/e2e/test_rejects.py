@@ -5,6 +5,7 @@ import base64
 import csv
 import io
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -57,7 +58,7 @@ async def _create_account(stack: RunningStack, account: str) -> None:
         await catalog.ensure_first_account(account)
 
 
-def test_rejects_are_listed_by_what_they_are(stack: RunningStack, tenant: Tenant) -> None:
+def test_rejects_are_listed_by_what_they_are(stack: RunningStack, tenant: Tenant, stack_store: Store) -> None:
     """By reason, field, event name, partition, verdict, status and append time; as a table, CSV and JSON."""
     home = partition_of(id_hash(tenant.account, "x"), 6)
     first, other = event(transactionId="x", eventName="e"), event(transactionId="x", eventName="e", value=2)
@@ -65,22 +66,28 @@ def test_rejects_are_listed_by_what_they_are(stack: RunningStack, tenant: Tenant
     send(stack, tenant.account, [(first, home), (other, home), *bad])
     rows = _wait_for(stack, tenant, 3)
     assert {row["status"] for row in rows} == {"open", "conflict"}
-    for options, number in (
-        (("--reason", "type"), 1),
-        (("--code", "format"), 1),
-        (("--field", "value"), 1),
-        (("--field", "timestamp"), 1),
-        (("--event-name", "f"), 1),
-        (("--partition", "1", "--verdict", "rejected"), 1),
-        (("--verdict", "conflict"), 1),
-        (("--status", "open"), 2),
-        (("--status", "replayed"), 0),
-        (("--limit", "1"), 1),
-        (("--start", "2099-01-01"), 0),
-        (("--end", "2020-01-01T00:00:00Z"), 0),
-        (("--start", rows[-1]["append_time"], "--end", "2099-01-01"), 3),
-    ):
-        assert len(_list(stack, tenant, *options)) == number, options
+    first_appended = datetime.fromisoformat(rows[-1]["append_time"])
+    choices: list[tuple[dict[str, Any], int]] = [
+        ({"reason": "type"}, 1),
+        ({"reason": "format"}, 1),
+        ({"field": "value"}, 1),
+        ({"field": "timestamp"}, 1),
+        ({"event_name": "f"}, 1),
+        ({"partition": 1, "verdict": "rejected"}, 1),
+        ({"verdict": "conflict"}, 1),
+        ({"status": "open"}, 2),
+        ({"status": "replayed"}, 0),
+        ({"start": first_appended}, 3),
+        ({"end": first_appended}, 0),
+        ({"start": datetime(2099, 1, 1, tzinfo=UTC)}, 0),
+    ]
+    reader = RejectsReader(stack_store)
+    for fields, number in choices:
+        chosen = RejectFilter(topic="tally.events", account=tenant.account, **fields)
+        assert (len(reader.newest(chosen, limit=9)), reader.count(chosen)) == (number, number), fields
+    every = ("--reason", "format", "--field", "value", "--event-name", "f", "--partition", "2", "--verdict", "rejected")
+    times = ("--start", rows[-1]["append_time"], "--end", "2099-01-01", "--status", "open", "--limit", "1")
+    assert [row["field"] for row in _list(stack, tenant, *every, *times)] == ["timestamp"]
     text = stack.tally("rejects", "list", "--account", tenant.account, "--csv")
     assert sorted(row["position"] for row in csv.DictReader(io.StringIO(text))) == sorted(r["position"] for r in rows)
     assert "3 rejects" in stack.tally("rejects", "list", "--account", tenant.account)
