@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial, wraps
@@ -29,10 +29,15 @@ from rich.table import Table
 
 from consumers.api import usage_router
 from consumers.audit import Auditor
+from consumers.receipt_api import hidden_receipt_handler, receipt_router
+from consumers.receipt_tables import render_receipt
+from consumers.receipts import Receipt, ReceiptError, ReceiptReader, UnknownTransaction
+from consumers.reject_tables import render_reject, render_rejects
+from consumers.rejects import RejectFilter, RejectsReader, write_notes
 from consumers.sql_query import SqlRefused, run_sql
 from consumers.tables import render_audit, render_usage
 from consumers.usage import UsageError
-from consumers.usage_params import query_from
+from consumers.usage_params import instant_from, query_from
 from consumers.usage_reader import UsageReader
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.catalog_log import CatalogClient, KafkaCatalogLog
@@ -45,6 +50,7 @@ from pipeline.catalog_service import CatalogService
 from pipeline.event import EventError
 from pipeline.migrate import MigrationError, migrate, pending
 from pipeline.ports import CatalogUnavailable, LogUnavailable, StoreError, StoreUnavailable
+from pipeline.reject import RejectedLine, RejectPosition, ReplayNote, parse_position
 from pipeline.settings import Settings
 from pipeline.transaction_id import new_transaction_id
 from producers.api import Services, build_app
@@ -54,6 +60,8 @@ from producers.file_destinations import PATIENCE_S, ApiDestination, KafkaDestina
 from producers.files import FileRefused, Rules, Summary, input_bytes, send_files
 from producers.intake import CatalogReader, Intake
 from producers.publisher import Publisher
+from producers.replay import Mends, Replayed, Replayer
+from producers.replay_progress import ReplayProgress
 from producers.send_progress import SendProgress
 from producers.server import serve
 
@@ -66,6 +74,7 @@ _FAILURES = (
     FileRefused,
     LogUnavailable,
     MigrationError,
+    ReceiptError,
     SqlRefused,
     StoreError,
     StoreUnavailable,
@@ -347,6 +356,7 @@ def make_api() -> Litestar:
     publisher = Publisher(writer, topic=settings.topic_events, partitions=settings.partitions)
     store = Store(settings)
     reader = UsageReader(store, topic=settings.topic_events, partitions=settings.partitions)
+    receipts = _receipts(settings, store, ranges)
     intake = Intake(
         publisher,
         CatalogReader(service),
@@ -368,17 +378,28 @@ def make_api() -> Litestar:
     async def kafka_answers() -> None:
         await ranges.bounds(settings.topic_events, 0)
 
+    account = Provide(_account, sync_to_thread=False)
     reading = Router(
         path="/",
         guards=[needs("read")],
-        dependencies={"account": Provide(_account, sync_to_thread=False)},
-        route_handlers=[usage_router(reader.usage, lambda: datetime.now(UTC))],
+        dependencies={"account": account},
+        route_handlers=[usage_router(reader.usage, lambda: datetime.now(UTC)), receipt_router(receipts.receipt)],
     )
     return build_app(
         Services(intake, {"kafka": kafka_answers}),
-        [catalog_router(service), reading],
+        [catalog_router(service), reading, hidden_receipt_handler(receipts.receipt, [needs("read")], account)],
         version=metadata.version("tallystream"),
         lifespan=[connected],
+    )
+
+
+def _receipts(settings: Settings, store: Store, ranges: LogRanges) -> ReceiptReader:
+    return ReceiptReader(
+        store,
+        ranges,
+        topic=settings.topic_events,
+        partitions=settings.partitions,
+        default_account=settings.default_account,
     )
 
 
@@ -595,6 +616,241 @@ def sql(statement: str, fmt: str | None) -> None:
     """Run a SELECT against the store."""
     shape: Any = fmt or "table"
     click.echo(run_sql(Store(_settings()), statement, shape), nl=False)
+
+
+@cli.command()
+@click.argument("transaction_id", metavar="ID")
+@click.option("--account", help="Default: TALLY_DEFAULT_ACCOUNT.")
+@click.option("--json", "fmt", flag_value="json", help="The document that the API gives.")
+@_told
+def receipt(transaction_id: str, account: str | None, fmt: str | None) -> None:
+    """Tell what became of the event with this transactionId. Exits 1 unless it is counted."""
+    settings = _settings()
+
+    async def run() -> Receipt:
+        ranges = LogRanges(settings)
+        try:
+            reader = _receipts(settings, Store(settings), ranges)
+            return await reader.receipt(account or settings.default_account, transaction_id)
+        finally:
+            await ranges.stop()
+
+    try:
+        found = asyncio.run(run())
+    except UnknownTransaction as error:
+        if fmt:
+            _print_json({"verdict": "unknown", "code": "unknown_transaction", "detail": str(error)})
+        else:
+            click.echo(str(error), err=True)
+        sys.exit(1)
+    shape: Any = fmt or "table"
+    click.echo(render_receipt(found, shape, Console()), nl=False)
+    sys.exit(0 if found.verdict == "accepted" else 1)
+
+
+@cli.group()
+def rejects() -> None:
+    """Refused lines and conflicts, and sending them again."""
+
+
+def _reject_options(command: _F) -> _F:
+    """Options that choose rejects."""
+    for option in (
+        click.option("--status", type=click.Choice(_REJECT_STATUSES), help="replayed: any but open and conflict."),
+        click.option("--verdict", type=click.Choice(["rejected", "conflict"])),
+        click.option("--partition", type=click.IntRange(0)),
+        click.option("--end", help="The same, not included."),
+        click.option("--start", help="Append time: RFC 3339, or a date or time in UTC."),
+        click.option("--event-name", help="Where it could be read."),
+        click.option("--field", help="Any fault is of this field."),
+        click.option("--reason", "--code", help="Any fault has this code, such as required or unknown_account."),
+        click.option("--all-accounts", is_flag=True, help="Those of every account."),
+        click.option("--account", help="Default: TALLY_DEFAULT_ACCOUNT."),
+    ):
+        command = option(command)
+    return command
+
+
+_REJECT_STATUSES = ["open", "replayed", "in_flight", "accepted", "duplicate", "conflict", "rejected_again"]
+
+
+def _reject_filter(settings: Settings, given: Mapping[str, Any]) -> RejectFilter:
+    """What the options choose."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    account = chosen.pop("account", None) or settings.default_account
+    if chosen.pop("all_accounts", False):
+        account = None
+    for name in ("start", "end"):
+        if name in chosen:
+            chosen[name] = instant_from(name, chosen[name])
+    return RejectFilter(topic=settings.topic_events, account=account, **chosen)
+
+
+@rejects.command("list")
+@_reject_options
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--json", "fmt", flag_value="json", help="As JSON.")
+@click.option("--csv", "fmt", flag_value="csv", help="As CSV.")
+@_told
+def rejects_list(limit: int, fmt: str | None, **given: Any) -> None:
+    """List refused lines and conflicts, the newest first, and what became of them."""
+    settings = _settings()
+    rows = RejectsReader(Store(settings)).newest(_reject_filter(settings, given), limit=limit)
+    shape: Any = fmt or "table"
+    click.echo(render_rejects(rows, shape, Console()), nl=False)
+
+
+@rejects.command("show")
+@click.argument("position")
+@click.option("--json", "fmt", flag_value="json", help="As JSON.")
+@_told
+def rejects_show(position: str, fmt: str | None) -> None:
+    """Show the line refused at POSITION (topic:epoch:partition:offset:line, or the last four) and all about it."""
+    settings = _settings()
+    at = _position(position, settings)
+    found = RejectsReader(Store(settings)).show(at)
+    if found is None:
+        raise _failure(f"no line was refused at {at.text}; `tally rejects list` tells the positions")
+    shape: Any = fmt or "table"
+    click.echo(render_reject(found, shape, Console()), nl=False)
+
+
+def _position(text: str, settings: Settings) -> RejectPosition:
+    try:
+        return parse_position(text, topic=settings.topic_events)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+@rejects.command("replay")
+@click.argument("positions", metavar="[POSITION]...", nargs=-1)
+@_reject_options
+@click.option("--all", "everything", is_flag=True, help="Every open line of the account, where nothing else chooses.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many.")
+@click.option("--rename", multiple=True, metavar="OLD=NEW", help="Give a field its right name, before --unset, --set.")
+@click.option("--unset", multiple=True, metavar="FIELD", help="Leave a field out.")
+@click.option("--set", "set_", multiple=True, metavar="FIELD=VALUE", help="Mend a field of every line; data.KEY too.")
+@click.option("--dry-run", is_flag=True, help="Check with the worker's decoder, and send nothing.")
+@click.option("--json", "as_json", is_flag=True)
+@_told
+def rejects_replay(  # noqa: PLR0917 - click passes them by name
+    positions: tuple[str, ...],
+    everything: bool,
+    limit: int | None,
+    rename: tuple[str, ...],
+    unset: tuple[str, ...],
+    set_: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Send refused lines again, as they came or mended; each counts once, however often. Exits 1 if any could not be.
+
+    Without --status, only open ones; at a POSITION, whatever became of it.
+    """
+    settings = _settings()
+    if not positions and not everything and not any(value for value in given.values()):
+        raise click.UsageError("name positions, choose by an option such as --reason, or say --all")
+    mends = Mends(rename=_pairs("--rename", rename), unset=unset, set=_pairs("--set", set_))
+    store = Store(settings)
+    reader = RejectsReader(store)
+    if positions:
+        chosen = [RejectFilter(topic=at.topic, position=at) for at in (_position(text, settings) for text in positions)]
+    else:
+        status = given.pop("status") or (None if given["verdict"] == "conflict" else "open")  # conflicts are told off
+        chosen = [_reject_filter(settings, {**given, "status": status})]
+    total = sum(reader.count(one) for one in chosen)
+    pages = (page for one in chosen for page in reader.pages(one))
+    summary = asyncio.run(_replay(settings, store, pages, min(total, limit or total), mends, dry_run=dry_run))
+    if as_json:
+        _print_json(summary)
+    else:
+        click.echo(_replay_text(summary))
+    sys.exit(1 if summary["refused"] or len(positions) > total else 0)
+
+
+async def _replay(
+    settings: Settings,
+    store: Store,
+    pages: Iterator[Sequence[RejectedLine]],
+    total: int,
+    mends: Mends,
+    *,
+    dry_run: bool,
+) -> dict[str, Any]:
+    """Replays page after page; what was chosen, sent and refused."""
+
+    async def note(notes: Sequence[ReplayNote]) -> None:
+        await asyncio.to_thread(write_notes, store, notes)
+
+    summary: dict[str, Any] = {"chosen": 0, "sent": 0, "valid": 0, "refused": 0, "dry_run": dry_run, "lines": []}
+    with ReplayProgress(Console(stderr=True), total) as bar:
+        async with _replayer(settings, note, mends) as replayer:
+            while summary["chosen"] < total and (page := await asyncio.to_thread(next, pages, None)):
+                lines = page[: total - summary["chosen"]]
+                done = replayer.check(lines) if dry_run else await replayer.replay(lines)
+                _add_to(summary, done)
+                bar(done=len(lines), refused=sum(bool(one.errors) for one in done))
+    return summary
+
+
+def _add_to(summary: dict[str, Any], done: Sequence[Replayed]) -> None:
+    """Counts, and the first lines by name."""
+    summary["chosen"] += len(done)
+    for one in done:
+        outcome = "refused" if one.errors else "sent" if one.place is not None else "valid"
+        summary[outcome] += 1
+        if len(summary["lines"]) < _REPLAYED_SHOWN:
+            to = None if one.place is None else ":".join(map(str, one.place))
+            errors = [{"field": e.field, "code": e.code, "message": e.message} for e in one.errors]
+            line = {"position": one.position.text, "outcome": outcome, "transaction_id": one.transaction_id}
+            summary["lines"].append({**line, "to": to, "errors": errors})
+
+
+_REPLAYED_SHOWN = 100
+
+
+def _replay_text(summary: Mapping[str, Any]) -> str:
+    told = f"{summary['valid']:,} could be sent" if summary["dry_run"] else f"{summary['sent']:,} sent"
+    lines = [f"{summary['chosen']:,} chosen, {told}, {summary['refused']:,} refused"]
+    for line in summary["lines"]:
+        for error in line["errors"]:
+            where = f"{error['field']}: " if error["field"] else ""
+            lines.append(f"  {line['position']}  {where}{error['message']}")
+    return "\n".join(lines)
+
+
+def _pairs(option: str, given: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise click.UsageError(f"{option} {text}: give NAME=VALUE")
+        pairs.append((name, value))
+    return tuple(pairs)
+
+
+@asynccontextmanager
+async def _replayer(
+    settings: Settings, note: Callable[[Sequence[ReplayNote]], Awaitable[None]], mends: Mends
+) -> AsyncIterator[Replayer]:
+    writer = RecordWriter(settings)
+    ranges = LogRanges(settings)
+    await _until_connected(writer.start, LogUnavailable, patience_s=PATIENCE_S)
+    try:
+        catalog_end = partial(ranges.bounds, settings.topic_catalog, 0)
+        _, end = await _until_connected(catalog_end, LogUnavailable, patience_s=PATIENCE_S)
+        yield Replayer(
+            Publisher(writer, topic=settings.topic_events, partitions=settings.partitions),
+            note,
+            clock_us=_now_us,
+            ahead_max_us=settings.ahead_max_hours * 3_600_000_000,
+            catalog_version=end - 1,
+            mends=mends,
+        )
+    finally:
+        await ranges.stop()
+        await writer.stop()
 
 
 @cli.command()

@@ -22,6 +22,7 @@ from consumers.audit_sql import (
     PROGRESS,
     RANGES,
     REJECTS,
+    REPEATS,
     ROLLUPS,
     VERDICT_SUMS,
     VERDICTS,
@@ -43,6 +44,7 @@ _CHECKS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("verdicts", VERDICT_SUMS, _BLOCK),
     ("blocks", BLOCK_SUMS, (*_BLOCK, "month")),
     ("rejects", REJECTS, _BLOCK),
+    ("repeats", REPEATS, _BLOCK),
 )
 _SLICED_CHECKS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("ids", IDS, ("id_hash",)),

@@ -215,6 +215,47 @@ WHERE rejected_over != 0 OR conflicts_over != 0
 ORDER BY epoch, `partition`, `start`
 LIMIT {FOUND_MAX}"""
 
+REPEATS: Final = f"""SELECT epoch, `partition`, `start`, message
+FROM
+(
+    SELECT
+        epoch,
+        `partition`,
+        `start`,
+        toInt64(sum(found_duplicates)) - toInt64(sum(duplicates)) AS duplicates_over,
+        toInt64(sum(found_conflicts)) - toInt64(sum(conflicts)) AS conflicts_over,
+        concat(
+            'repeats have ', toString(duplicates_over), ' duplicates and ', toString(conflicts_over),
+            ' conflicts more than the ledger'
+        ) AS message
+    FROM
+    (
+        SELECT
+            epoch, `partition`, `start`, duplicates, conflicts, 0 AS found_duplicates, 0 AS found_conflicts,
+            repeats_kept AS kept, toUInt8(1) AS stated
+        FROM {_BLOCKS} AND month = 0
+        UNION ALL
+        SELECT
+            epoch,
+            `partition`,
+            block_start AS `start`,
+            0 AS duplicates,
+            0 AS conflicts,
+            countIf(verdict = 'duplicate') AS found_duplicates,
+            countIf(verdict = 'conflict') AS found_conflicts,
+            toUInt8(0) AS kept,
+            toUInt8(0) AS stated
+        FROM repeats FINAL
+        WHERE topic = {{topic:String}} AND {_settled("block_start")}
+        GROUP BY epoch, `partition`, block_start
+    )
+    GROUP BY epoch, `partition`, `start`
+    HAVING max(kept) = 1 OR max(stated) = 0
+)
+WHERE duplicates_over != 0 OR conflicts_over != 0
+ORDER BY epoch, `partition`, `start`
+LIMIT {FOUND_MAX}"""
+
 IDS: Final = f"""SELECT toString(id_hash) AS id, concat('counted ', toString(count()), ' times') AS message
 FROM {_FACTS} AND modulo(id_hash, {{slices:UInt32}}) = {{slice:UInt32}}
 GROUP BY id_hash

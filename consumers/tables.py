@@ -3,10 +3,8 @@
 Rules: values in, text out. Colour and width are the console's affair; a file or pipe gets plain text.
 """
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Final, Literal
@@ -16,12 +14,14 @@ from rich.table import Table
 
 from consumers.audit import AuditReport
 from consumers.documents import audit_document, instant_text, usage_document
+from consumers.terminal import csv_text as _csv
+from consumers.terminal import escaped as _escaped
+from consumers.terminal import table_text as _text
 from consumers.usage import DIMENSION_PREFIX, UsageResult, UsageRow, decimal_text, zone_of
 
 OutputFormat = Literal["table", "json", "csv"]
 BAR_CHARS: Final = 24
 _PARTS: Final = " ▏▎▍▌▋▊▉█"
-_PLAIN_WIDTH: Final = 200  # of a file or pipe
 
 
 def render_usage(result: UsageResult, fmt: OutputFormat, console: Console | None = None) -> str:
@@ -125,26 +125,6 @@ def _usage_csv(result: UsageResult) -> str:
     return _csv(("start", "end", *groups, "aggregation", "events", "value"), rows)
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return out.getvalue()
-
-
 def _local(result: UsageResult, instant: datetime) -> str:
     local = instant.astimezone(zone_of(result.query.zone))
     return local.isoformat(sep=" ", timespec="seconds" if local.second or local.microsecond else "minutes")
-
-
-def _escaped(text: str) -> str:
-    """Square brackets are markup to rich."""
-    return text.replace("[", "\\[")
-
-
-def _text(table: Table, console: Console | None) -> str:
-    target = console or Console(width=_PLAIN_WIDTH, color_system=None, force_terminal=False)
-    with target.capture() as capture:
-        target.print(table)
-    return capture.get()

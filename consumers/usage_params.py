@@ -32,6 +32,11 @@ _LOCAL: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+def instant_from(name: str, text: str, zone: str = "UTC") -> datetime:
+    """The instant that the parameter `name` gives: RFC 3339, or a local date or time of the zone. Raises UsageError."""
+    return _instant(name, text, zone_of(zone))
+
+
 def query_from(parameters: Mapping[str, Sequence[str]], account: str, now: datetime) -> UsageQuery:
     """The question that the parameters ask, each a name with its values.
 

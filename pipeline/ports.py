@@ -291,5 +291,8 @@ class Blocks(Protocol):
     def write_rejects(self, block: Block) -> None:
         """Refused lines and conflicts; idempotent."""
 
+    def write_repeats(self, block: Block) -> None:
+        """Duplicates and conflicts by position; idempotent."""
+
     def sightings(self, partition: int, after: int) -> list[tuple[bytes, bytes]]:
         """First sightings of the partition's ids with hashes above `after`, in their order; empty after the last."""

@@ -8,7 +8,7 @@ never be bent:
   unanswered, the session ends and everything built is dropped;
 - rows are inserted only within the lease after the statement, and the store refuses them past their deadline; later,
   or after any doubt, the store is read back first, table by table;
-- a block's end is committed only when rows, ledger, changelog, forwards and rejects are acknowledged.
+- a block's end is committed only when rows, ledger, changelog, forwards, rejects and repeats are acknowledged.
 Block k+1 is built while block k is being stored; more than two blocks are never held.
 """
 
@@ -519,7 +519,7 @@ class Session:
     # -- effects outside the store
 
     async def _effects(self, block: Block) -> None:
-        """Forwards, rejects and the changelog: each at least once, all acknowledged."""
+        """Forwards, rejects, repeats and the changelog: each at least once, all acknowledged."""
         await self._forward(block)
         await self._reject(block)
         for change in pack_changes(block.epoch, block.start, block.end, block.sightings):
@@ -541,11 +541,12 @@ class Session:
         )
 
     async def _reject(self, block: Block) -> None:
-        if not block.rejects:
-            return
-        await asyncio.gather(*[self._reject_line(block, line) for line in block.rejects])
-        self._out.fail_point("rejects_acknowledged")
-        await self._store(lambda: self._out.blocks.write_rejects(block))
+        if block.rejects:
+            await asyncio.gather(*[self._reject_line(block, line) for line in block.rejects])
+            self._out.fail_point("rejects_acknowledged")
+            await self._store(lambda: self._out.blocks.write_rejects(block))
+        if block.repeats is not None:
+            await self._store(lambda: self._out.blocks.write_repeats(block))
 
     async def _reject_line(self, block: Block, line: Line) -> None:
         headers = [

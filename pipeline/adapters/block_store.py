@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.adapters.clickhouse import Store
 from pipeline.block import Intent, Line, Position, Sighting, Verdict, pack_sighting
+from pipeline.event import id_hash, readable_transaction_id
 from pipeline.ports import Epoch, Landed, Progress
 from pipeline.stages.sink import MARK_ACCOUNT, Block, mark_name, scaled, unscaled
 
@@ -153,6 +154,7 @@ class BlockStore:
             "conflicts": counts.conflicts,
             "rejected": counts.rejected,
             "rerouted": counts.rerouted,
+            "repeats_kept": 1,
             "rows": counts.accepted,
             "value_sum": unscaled(sum(scaled(m.value_sum) for m in block.months)),
             "id_hash_sum": sum(m.id_hash_sum for m in block.months) % (1 << 128),
@@ -226,6 +228,11 @@ class BlockStore:
             return
         rows = [_reject(block, line) for line in block.rejects]
         self._store.insert_arrow("rejects", pa.Table.from_pylist(rows, _REJECTS))
+
+    def write_repeats(self, block: Block) -> None:
+        """Duplicates and conflicts by position, one row each; idempotent by position."""
+        if block.repeats is not None:
+            self._store.insert_arrow("repeats", pa.Table.from_batches([block.repeats]))
 
     def write_progress(self, rows: Sequence[Progress]) -> None:
         """How far the partitions are counted."""
@@ -462,6 +469,7 @@ def _instant(ms: int) -> datetime:
 
 def _reject(block: Block, line: Line) -> dict[str, Any]:
     error = line.errors[0] if line.errors else None
+    identity = line.event.transaction_id if line.event else readable_transaction_id(line.raw)
     return {
         "account": line.account,
         "topic": block.topic,
@@ -473,16 +481,24 @@ def _reject(block: Block, line: Line) -> dict[str, Any]:
         "reason": error.code if error else "conflict",
         "message": "; ".join(f"{e.field}: {e.message}" if e.field else e.message for e in line.errors),
         "field": error.field if error else "",
-        "transaction_id": (line.event.transaction_id or "") if line.event else "",
+        "transaction_id": identity or "",
         "bytes": line.raw,
         "append_time": _instant(line.append_ms),
+        "errors.field": [e.field for e in line.errors],
+        "errors.code": [e.code for e in line.errors],
+        "errors.message": [e.message for e in line.errors],
+        "headers.name": [name for name, _ in line.headers],
+        "headers.value": [value for _, value in line.headers],
+        "id_hash": (id_hash(line.account, identity) if identity else 0).to_bytes(16, "little"),
     }
 
 
 def _ledger(rows: Sequence[dict[str, Any]]) -> pa.Table:
     plain = [
         {
-            **dict.fromkeys(("events", "accepted", "duplicates", "conflicts", "rejected", "rerouted"), 0),
+            **dict.fromkeys(
+                ("events", "accepted", "duplicates", "conflicts", "rejected", "rerouted", "repeats_kept"), 0
+            ),
             **row,
             "id_hash_sum": row["id_hash_sum"].to_bytes(16, "little"),
         }
@@ -517,6 +533,7 @@ _BLOCKS = pa.schema(
         ("conflicts", pa.uint64()),
         ("rejected", pa.uint64()),
         ("rerouted", pa.uint64()),
+        ("repeats_kept", pa.uint8()),
         ("rows", pa.uint64()),
         ("value_sum", pa.decimal256(76, 9)),
         ("id_hash_sum", pa.binary(16)),
@@ -542,6 +559,12 @@ _REJECTS = pa.schema(
         ("transaction_id", pa.string()),
         ("bytes", pa.binary()),
         ("append_time", _MILLIS),
+        ("errors.field", pa.list_(pa.string())),
+        ("errors.code", pa.list_(pa.string())),
+        ("errors.message", pa.list_(pa.string())),
+        ("headers.name", pa.list_(pa.string())),
+        ("headers.value", pa.list_(pa.binary())),
+        ("id_hash", pa.binary(16)),
     ]
 )
 _PROGRESS = pa.schema(

@@ -50,6 +50,7 @@ class MemoryBlocks:
         self.ledger: dict[BlockName, Entry] = {}
         self.arrivals: dict[Place, list[Arrival]] = {}
         self.rejects: dict[tuple[int, Position], Verdict] = {}
+        self.repeats: dict[tuple[int, Position], tuple[int, int]] = {}
         self.progress: list[Progress] = []
         self._now_ms = now_ms
         self._token_window_ms = token_window_ms
@@ -131,6 +132,12 @@ class MemoryBlocks:
         """Refused lines and conflicts, by position."""
         for line in block.rejects:
             self.rejects[block.partition, Position(block.epoch, line.offset, line.line)] = line.verdict
+
+    def write_repeats(self, block: Block) -> None:
+        """Verdict and id hash of duplicates and conflicts, by position."""
+        for row in block.repeats.to_pylist() if block.repeats is not None else ():
+            position = Position(block.epoch, row["offset"], row["line"])
+            self.repeats[block.partition, position] = row["verdict"], int.from_bytes(row["id_hash"], "little")
 
     def write_progress(self, rows: list[Progress]) -> None:
         """How far the partitions are counted."""

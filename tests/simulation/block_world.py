@@ -121,7 +121,7 @@ class _Blocks(MemoryBlocks):
 
     def snapshot(self) -> dict[str, Any]:
         """A backup: all that is stored now, tokens too."""
-        kept = ("epochs", "ledger", "arrivals", "rejects", "_tokens")
+        kept = ("epochs", "ledger", "arrivals", "rejects", "repeats", "_tokens")
         return {name: {key: _copied(value) for key, value in getattr(self, name).items()} for name in kept}
 
     def put_back(self, snapshot: dict[str, Any]) -> None:
@@ -129,6 +129,11 @@ class _Blocks(MemoryBlocks):
         self.life += 1
         for name, value in snapshot.items():
             setattr(self, name, value)
+
+    def write_repeats(self, block: Block) -> None:
+        self.world.must_be_stated(block, "repeats")
+        super().write_repeats(block)
+        self.world.hiccup()
 
     def insert(self, block: Block, deadline_ms: int) -> None:
         world = self.world
@@ -618,6 +623,12 @@ class World:
             for line in block.rejects:
                 if (number, Position(epoch, line.offset, line.line)) not in self.blocks.rejects:
                     raise Violation(f"{block_name(block)} acknowledged without a reject, seed {self.seed}")
+            again = sum(
+                first == number and block.start <= at.offset < block.end and at.epoch == epoch
+                for first, at in self.blocks.repeats
+            )
+            if again != block.counts.duplicates + block.counts.conflicts:
+                raise Violation(f"{block_name(block)} acknowledged with {again} repeats, seed {self.seed}")
         counted = max((entry.block.end for entry in done), default=None)
         if counted is not None and counted != offset:
             raise Violation(f"offset {offset} committed, the ledger reaches {counted}, seed {self.seed}")
@@ -792,6 +803,8 @@ class World:
             self._check_ledger(number, {position: verdict for position, (verdict, _) in lines.items()})
             self._check_changelog(number, {key: position for n, position, key in accepted if n == number})
             refused = {p: v for p, (v, _) in lines.items() if v in (Verdict.REJECTED, Verdict.CONFLICT)}
+            again = {p: (v, k) for p, (v, k) in lines.items() if v in (Verdict.DUPLICATE, Verdict.CONFLICT)}
+            self._same("repeats", {p: row for (n, p), row in self.blocks.repeats.items() if n == number}, again)
             self._same("rejects", {p: v for (n, p), v in self.blocks.rejects.items() if n == number}, refused)
 
     def _key(self, identity: tuple[str, ...]) -> int:
