@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from consumers.audit import AuditReport
+from consumers.audit import ALL_TIME, AuditReport
 from consumers.usage import UsageResult, decimal_text
 
 
@@ -38,6 +38,13 @@ def audit_document(report: AuditReport) -> dict[str, Any]:
     """An audit's report."""
     return {
         "drift": report.drift,
+        "scope": {
+            "account": report.scope.account,
+            "start": None if report.scope.period.start == ALL_TIME.start else instant_text(report.scope.period.start),
+            "end": None if report.scope.period.end == ALL_TIME.end else instant_text(report.scope.period.end),
+            "by_scope": ["months of facts", "rollups"],
+            "whole": ["ledger", "ids", "positions", "rejects"],
+        },
         "events": report.events,
         "accepted": report.accepted,
         "duplicates": report.duplicates,

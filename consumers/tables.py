@@ -46,10 +46,22 @@ def render_audit(report: AuditReport, fmt: OutputFormat, console: Console | None
     for name in ("events", "accepted", "duplicates", "conflicts", "rejected", "rerouted", "blocks", "stored", "cells"):
         counts.add_row(name, f"{getattr(report, name):,}")
     counts.add_row("drift", f"{report.drift:,}", style="bold red" if report.drift else "bold green")
-    text = _text(counts, console)
+    text = _text(counts, console) + _audited(report)
     if not report.drift:
         return text + "Every event counts once; facts, ids, ledger and every rollup agree.\n"
     return text + _text(_findings(report), console)
+
+
+def _audited(report: AuditReport) -> str:
+    """What a narrowed audit has left out; nothing when it was whole."""
+    if report.scope.whole:
+        return ""
+    start, end = (instant_text(instant) for instant in report.scope.period)
+    whose = "all accounts" if report.scope.account is None else f"account {report.scope.account}"
+    return (
+        f"Rollups of {whose} in cells that touch {start} to {end}, facts of those months against the ledger.\n"
+        "Not by event time, and checked whole: ledger, verdicts, ids, positions, rejects and the counts above.\n"
+    )
 
 
 def _findings(report: AuditReport) -> Table:

@@ -4,7 +4,6 @@ Every method blocks and may raise StoreUnavailable (outcome unknown) or StoreErr
 itself: the session decides, under its lease.
 """
 
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -13,20 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.adapters.clickhouse import Store
+from pipeline.adapters.rollup_view import MARKED, insert_from
 from pipeline.block import Intent, Line, Position, Sighting, Verdict, pack_sighting
 from pipeline.ports import Epoch, Landed, Progress
 from pipeline.stages.sink import MARK_ACCOUNT, Block, mark_name, scaled, unscaled
 
-#: Rollups that every block marks, with the column that holds the mark's name and the one that holds its month.
-_MARKED: Final = {
-    "usage_client_day": ("feature", "day"),
-    "usage_15m": ("feature", "bucket"),
-    "usage_dimension_15m": ("feature", "bucket"),
-    "usage_uniques_client_day": ("feature", "day"),
-    "events_client_day": ("event_name", "day"),
-    "events_15m": ("event_name", "bucket"),
-    "events_dimension_15m": ("event_name", "bucket"),
-}
 # A block is one part in each table and month, or year, that it touches, whatever a view makes of it: else a kill could
 # part a view's rows from the mark that stands for them. Views multiply rows, by meters and dimensions, beyond the size
 # at which the server would begin another part.
@@ -172,7 +162,7 @@ class BlockStore:
         ).rows[0][0]
         arrivals["event_ids", 0] = _times(ids, len(block.months))
         expected = self._marks_expected(block)
-        for table, (name, when) in _MARKED.items():
+        for table, (name, when) in MARKED.items():
             found = self._marks_found(table, name, when, block)
             for month, count in expected.items():
                 arrivals[table, month] = found.get(month, 0) - (count - 1)
@@ -275,20 +265,12 @@ class BlockStore:
 
     def _insert_from_facts(self, table: str, month: int, block: Block) -> None:
         """Runs the rollup's own view over the block's facts of one month."""
-        select: str = self._store.query(
-            "SELECT as_select FROM system.tables WHERE database = {database:String} AND name = {view:String}",
-            {"database": self._database, "view": f"ingest_to_{table}"},
-        ).rows[0][0]
         source = (  # numbers, and a name that the settings have checked
-            f"(SELECT * FROM {self._database}.events WHERE epoch = {block.epoch} AND `partition` = {block.partition}"  # noqa: S608
-            f" AND block_start = {block.start} AND toYYYYMM(timestamp) = {month})"
+            f"SELECT * FROM {self._database}.events WHERE epoch = {block.epoch} AND `partition` = {block.partition}"  # noqa: S608
+            f" AND block_start = {block.start} AND toYYYYMM(timestamp) = {month}"
         )
-        over_facts, replaced = re.subn(rf"\b(`?{self._database}`?\.)?`?ingest`?(?=\s|$)", source, select, count=1)
-        if replaced != 1:
-            raise RuntimeError(f"view ingest_to_{table} does not read from ingest: {select[:200]}")
-        columns = ", ".join(f"`{c}`" for c in self._store.query(f"SELECT * FROM ({over_facts}) LIMIT 0").columns)  # noqa: S608
         self._store.command(
-            f"INSERT INTO {table} ({columns}) {over_facts}",
+            insert_from(self._store, table, source, into=table),
             None,
             {"insert_deduplication_token": f"{block.token}:repair:{table}:{month}", **_WHOLE},
         )
