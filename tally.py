@@ -28,16 +28,19 @@ from rich.console import Console
 from rich.table import Table
 
 from consumers.api import usage_router
-from consumers.audit import Auditor
+from consumers.audit import ALL_TIME, Auditor
+from consumers.audit_deep import Deep, DeepAuditor
+from consumers.audit_progress import AuditProgress
+from consumers.audit_repair import Repairer
 from consumers.sql_query import SqlRefused, run_sql
 from consumers.tables import render_audit, render_usage
 from consumers.usage import UsageError
-from consumers.usage_params import query_from
+from consumers.usage_params import period_from, query_from
 from consumers.usage_reader import UsageReader
 from pipeline.adapters.catalog_log import CatalogClient, KafkaCatalogLog
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.kafka import LogRanges, RecordWriter
-from pipeline.adapters.kafka_admin import BrokerUnavailable, TopicMismatch, ensure_topics
+from pipeline.adapters.kafka_admin import BrokerUnavailable, TopicMismatch, ensure_topics, topic_id
 from pipeline.app import configure_logs
 from pipeline.catalog_file import Change, apply_file, plan, read_catalog_file, render_plan
 from pipeline.catalog_service import CatalogService
@@ -45,6 +48,8 @@ from pipeline.event import EventError
 from pipeline.migrate import MigrationError, migrate
 from pipeline.ports import CatalogUnavailable, LogUnavailable, StoreError, StoreUnavailable
 from pipeline.settings import Settings
+from pipeline.stages.build import Place
+from pipeline.stages.mapping import Mappers
 from pipeline.transaction_id import new_transaction_id
 from producers.api import Services, build_app
 from producers.auth import needs
@@ -58,6 +63,7 @@ from producers.server import serve
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
+_AUDIT_TIMEOUT_S = 3600  # one statement may compare millions of facts
 _FAILURES = (
     BrokerUnavailable,
     CatalogUnavailable,
@@ -576,17 +582,66 @@ def sql(statement: str, fmt: str | None) -> None:
 
 @cli.command()
 @click.option("--account", help="Compare the rollups of this account only.")
+@click.option("--start", help="Only rollups and months from here on: RFC 3339, or a local date or time of --zone.")
+@click.option("--end", help="The same, not included.")
+@click.option("--zone", help="IANA time zone of --start and --end; default: UTC.")
+@click.option("--deep", is_flag=True, help="Also count the events topic again, as far as Kafka still has it.")
+@click.option("--repair", is_flag=True, help="Rebuild rollups that drift from facts, then audit again.")
 @click.option("--json", "fmt", flag_value="json", help="As JSON.")
 @click.option("--csv", "fmt", flag_value="csv", help="The findings as CSV.")
 @_told
-def audit(account: str | None, fmt: str | None) -> None:
+def audit(  # noqa: PLR0917 - click passes them by name
+    account: str | None,
+    start: str | None,
+    end: str | None,
+    zone: str | None,
+    deep: bool,
+    repair: bool,
+    fmt: str | None,
+) -> None:
     """Check that every event counts exactly once, everywhere. Exits 1 and names what drifts."""
+    narrowed = account or start or end
+    if deep and (repair or narrowed):
+        raise click.UsageError("--deep compares the whole log: give it alone, before a --repair")
     settings = _settings()
-    report = Auditor(Store(settings), topic=settings.topic_events).run(account=account)
+    period = period_from(start, end, zone, ALL_TIME)
+    store = Store(settings, answer_timeout_s=_AUDIT_TIMEOUT_S)
+    auditor = Auditor(store, topic=settings.topic_events)
+    repaired = None
+    if repair:
+        repaired = Repairer(store, auditor, topic=settings.topic_events, say=_say).run(account=account, period=period)
+        report = repaired.report
+    else:
+        report = auditor.run(account=account, period=period)
+    read_again = asyncio.run(_deep_audit(settings, store)) if deep else None
     shape: Any = fmt or "table"
-    click.echo(render_audit(report, shape, Console()), nl=False)
-    if report.drift:
+    click.echo(render_audit(report, shape, Console(), deep=read_again, repair=repaired), nl=False)
+    if report.drift or (read_again is not None and read_again.drift):
         sys.exit(1)
+
+
+async def _deep_audit(settings: Settings, store: Store) -> Deep:
+    """Reads the catalog to its end, then the events topic; a bar on standard error."""
+    client = CatalogClient(KafkaCatalogLog(settings))
+    ranges = LogRanges(settings)
+    place = Place(
+        settings.topic_events,
+        0,
+        0,
+        settings.partitions,
+        settings.default_account,
+        settings.ahead_max_hours * 3_600_000_000,
+    )
+    await client.start()
+    try:
+        await client.catch_up()
+        with AuditProgress(Console(stderr=True)) as bar:
+            mapper_at = Mappers(client.catalog).at
+            life = topic_id(settings, settings.topic_events)
+            return await DeepAuditor(store, ranges, mapper_at, place, topic_id=life, tell=bar.tell).run()
+    finally:
+        await ranges.stop()
+        await client.stop()
 
 
 @cli.command()
