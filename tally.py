@@ -8,7 +8,9 @@ done.
 import asyncio
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -32,6 +34,8 @@ from consumers.audit import ALL_TIME, Auditor
 from consumers.audit_deep import Deep, DeepAuditor
 from consumers.audit_progress import AuditProgress
 from consumers.audit_repair import Repairer
+from consumers.auditor import Audited, RunningAudit
+from consumers.documents import audited_document
 from consumers.sql_query import SqlRefused, run_sql
 from consumers.tables import render_audit, render_usage
 from consumers.usage import UsageError
@@ -45,6 +49,7 @@ from pipeline.app import configure_logs
 from pipeline.catalog_file import Change, apply_file, plan, read_catalog_file, render_plan
 from pipeline.catalog_service import CatalogService
 from pipeline.event import EventError
+from pipeline.metrics import AuditMetrics
 from pipeline.migrate import MigrationError, migrate
 from pipeline.ports import CatalogUnavailable, LogUnavailable, StoreError, StoreUnavailable
 from pipeline.settings import Settings
@@ -171,7 +176,7 @@ def down() -> None:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True)
 def status(as_json: bool) -> None:
-    """Tell how the parts of the embedded stack are. Exits 1 unless all are ready."""
+    """Tell how the parts of the embedded stack are. Exits 1 unless all are ready; the auditor may still be starting."""
     found = _stack(_settings()).status()
     parts = [
         {
@@ -196,7 +201,8 @@ def status(as_json: bool) -> None:
             shown = [str(part[name]) for name in ("name", "state", "pid", "restarts", "address")]
             table.add_row(*shown[:2], ready, *shown[2:])
         Console().print(table)
-    if not found.running or not all(part["ready"] for part in parts):
+    starting = {part.name for part in found.parts if part.state == "starting" and not part.awaited}
+    if not found.running or not all(part["ready"] or part["name"] in starting for part in parts):
         sys.exit(1)
 
 
@@ -212,13 +218,16 @@ def _stack(settings: Settings, ports: Any = None) -> Any:
             "TALLY_CLICKHOUSE": at.clickhouse,
             "TALLY_API_PORT": str(at.api_port),
             "TALLY_WORKER_PORT": str(at.worker_port),
+            "TALLY_AUDITOR_PORT": str(at.auditor_port),
             "TALLY_INSTANCE": settings.instance or "worker-1",
         }
         worker = f"http://127.0.0.1:{at.worker_port}"
+        auditor = f"http://127.0.0.1:{at.auditor_port}"
         run = [sys.executable, "-m", "tally"]
         return [
             Part("worker", [*run, "worker"], common, f"{worker}/readyz", worker, start_s=120.0),
             Part("api", [*run, "api"], common, f"{at.api}/readyz", at.api),
+            Part("auditor", [*run, "auditor"], common, f"{auditor}/metrics", auditor, awaited=False),
         ]
 
     def prepare(at: Addresses) -> Mapping[str, object]:
@@ -318,6 +327,44 @@ def api() -> None:
         raise _failure(
             f"{settings.api_host}:{settings.api_port} cannot be listened on ({error}); choose another TALLY_API_PORT"
         ) from error
+
+
+@cli.command()
+@click.option("--once", is_flag=True, help="Do the one audit that is due, then end; exits 1 on drift.")
+@click.option("--json", "as_json", is_flag=True, help="Print each audit as a line of JSON.")
+@_told
+def auditor(once: bool, as_json: bool) -> None:
+    """Audit the store again and again, keep each result in the table `audits`, and serve metrics."""
+    settings = _settings()
+    metrics = AuditMetrics()
+
+    def heard(audited: Audited) -> None:
+        metrics.heard(audited.scope, drift=audited.drift, at_s=audited.at.timestamp(), duration_s=audited.seconds)
+        if as_json:
+            click.echo(orjson.dumps(audited_document(audited)).decode())
+
+    running = RunningAudit(
+        Store(settings, answer_timeout_s=_AUDIT_TIMEOUT_S),
+        topic=settings.topic_events,
+        every_s=settings.audit_every_s,
+        full_every_s=settings.audit_full_every_s,
+        heard=heard,
+        failed=metrics.failed,
+    )
+    if once:
+        sys.exit(1 if running.once().drift else 0)
+    try:
+        stop_page = metrics.serve(settings.api_host, settings.auditor_port)
+    except OSError as error:
+        raise _failure(
+            f"{settings.api_host}:{settings.auditor_port} cannot be listened on ({error}); choose another "
+            "TALLY_AUDITOR_PORT"
+        ) from error
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    running.run(stopping)
+    stop_page()
 
 
 def make_api() -> Litestar:

@@ -6,6 +6,7 @@ from typing import Any
 from consumers.audit import ALL_TIME, AuditReport
 from consumers.audit_deep import Deep
 from consumers.audit_repair import RepairReport
+from consumers.auditor import Audited
 from consumers.usage import UsageResult, decimal_text
 
 
@@ -63,6 +64,20 @@ def audit_document(report: AuditReport, deep: Deep | None = None, repair: Repair
         ],
         **({} if deep is None else {"deep": _deep_document(deep)}),
         **({} if repair is None else {"repair": _repair_document(repair)}),
+    }
+
+
+def audited_document(audited: Audited) -> dict[str, Any]:
+    """One audit of the running ones."""
+    return {
+        "at": instant_text(audited.at),
+        "scope": audited.scope,
+        "drift": audited.drift,
+        **audited.counts,
+        "blocks": audited.blocks,
+        "cells": audited.cells,
+        "seconds": round(audited.seconds, 3),
+        "findings": list(audited.findings),
     }
 
 
