@@ -4,6 +4,7 @@ stages and go into the store as the worker puts them there (ledger, rows under a
 
 import json
 import random
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -122,7 +123,7 @@ class CountedLog:
 
     def store_block(self, block: Block) -> None:
         """Ledger, rows, rejects."""
-        self.blocks.write_ledger(block, APPENDED_MS)
+        self.blocks.write_ledger(block, time.time_ns() // 1_000_000)
         self.blocks.insert(block, FAR_MS)
         self.blocks.write_rejects(block)
 

@@ -1,6 +1,7 @@
 """The running audit: quick ones that see all that is new and nothing twice, full ones when they are due."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -145,7 +146,8 @@ def test_what_is_under_way_is_no_drift(log: CountedLog) -> None:
     """A block whose rows have landed and that is not reported, and one that is stated and has not landed."""
     state = _quick(log).run(State()).state
     log.store_block(log.build([(value, APPENDED_MS) for value in events(8, 10, 60)]))
-    log.blocks.write_ledger(log.build([(value, APPENDED_MS) for value in events(9, 10, 60)]), APPENDED_MS)
+    stated = log.build([(value, APPENDED_MS) for value in events(9, 10, 60)])
+    log.blocks.write_ledger(stated, time.time_ns() // 1_000_000)
     found = _quick(log).run(state)
     assert (found.findings, found.blocks) == ((), 0)
 
