@@ -8,7 +8,9 @@ done.
 import asyncio
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -28,7 +30,12 @@ from rich.console import Console
 from rich.table import Table
 
 from consumers.api import usage_router
-from consumers.audit import Auditor
+from consumers.audit import ALL_TIME, Auditor
+from consumers.audit_deep import Deep, DeepAuditor
+from consumers.audit_progress import AuditProgress
+from consumers.audit_repair import Repairer
+from consumers.auditor import Audited, RunningAudit
+from consumers.documents import audited_document
 from consumers.receipt_api import hidden_receipt_handler, receipt_router
 from consumers.receipt_tables import render_receipt
 from consumers.receipts import Receipt, ReceiptError, ReceiptReader, UnknownTransaction
@@ -37,21 +44,31 @@ from consumers.rejects import RejectFilter, RejectsReader, write_notes
 from consumers.sql_query import SqlRefused, run_sql
 from consumers.tables import render_audit, render_usage
 from consumers.usage import UsageError
-from consumers.usage_params import instant_from, query_from
+from consumers.usage_params import instant_from, period_from, query_from
 from consumers.usage_reader import UsageReader
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.catalog_log import CatalogClient, KafkaCatalogLog
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.kafka import LogRanges, RecordWriter
-from pipeline.adapters.kafka_admin import BrokerUnavailable, TopicMismatch, committed, ensure_topics, members
+from pipeline.adapters.kafka_admin import (
+    BrokerUnavailable,
+    TopicMismatch,
+    committed,
+    ensure_topics,
+    members,
+    topic_id,
+)
 from pipeline.app import configure_logs
 from pipeline.catalog_file import Change, apply_file, plan, read_catalog_file, render_plan
 from pipeline.catalog_service import CatalogService
 from pipeline.event import EventError
+from pipeline.metrics import AuditMetrics
 from pipeline.migrate import MigrationError, migrate, pending
 from pipeline.ports import CatalogUnavailable, LogUnavailable, StoreError, StoreUnavailable
 from pipeline.reject import RejectedLine, RejectPosition, ReplayNote, parse_position
 from pipeline.settings import Settings
+from pipeline.stages.build import Place
+from pipeline.stages.mapping import Mappers
 from pipeline.transaction_id import new_transaction_id
 from producers.api import Services, build_app
 from producers.auth import needs
@@ -67,6 +84,7 @@ from producers.server import serve
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
+_AUDIT_TIMEOUT_S = 3600  # one statement may compare millions of facts
 _FAILURES = (
     BrokerUnavailable,
     CatalogUnavailable,
@@ -175,7 +193,7 @@ def down() -> None:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True)
 def status(as_json: bool) -> None:
-    """Tell how the parts of the embedded stack are. Exits 1 unless all are ready."""
+    """Tell how the parts of the embedded stack are. Exits 1 unless all are ready; the auditor may still be starting."""
     found = _stack(_settings()).status()
     parts = [
         {
@@ -200,7 +218,8 @@ def status(as_json: bool) -> None:
             shown = [str(part[name]) for name in ("name", "state", "pid", "restarts", "address")]
             table.add_row(*shown[:2], ready, *shown[2:])
         Console().print(table)
-    if not found.running or not all(part["ready"] for part in parts):
+    starting = {part.name for part in found.parts if part.state == "starting" and not part.awaited}
+    if not found.running or not all(part["ready"] or part["name"] in starting for part in parts):
         sys.exit(1)
 
 
@@ -216,13 +235,16 @@ def _stack(settings: Settings, ports: Any = None) -> Any:
             "TALLY_CLICKHOUSE": at.clickhouse,
             "TALLY_API_PORT": str(at.api_port),
             "TALLY_WORKER_PORT": str(at.worker_port),
+            "TALLY_AUDITOR_PORT": str(at.auditor_port),
             "TALLY_INSTANCE": settings.instance or "worker-1",
         }
         worker = f"http://127.0.0.1:{at.worker_port}"
+        auditor = f"http://127.0.0.1:{at.auditor_port}"
         run = [sys.executable, "-m", "tally"]
         return [
             Part("worker", [*run, "worker"], common, f"{worker}/readyz", worker, start_s=120.0),
             Part("api", [*run, "api"], common, f"{at.api}/readyz", at.api),
+            Part("auditor", [*run, "auditor"], common, f"{auditor}/metrics", auditor, awaited=False),
         ]
 
     def prepare(at: Addresses) -> Mapping[str, object]:
@@ -344,6 +366,44 @@ def api() -> None:
         raise _failure(
             f"{settings.api_host}:{settings.api_port} cannot be listened on ({error}); choose another TALLY_API_PORT"
         ) from error
+
+
+@cli.command()
+@click.option("--once", is_flag=True, help="Do the one audit that is due, then end; exits 1 on drift.")
+@click.option("--json", "as_json", is_flag=True, help="Print each audit as a line of JSON.")
+@_told
+def auditor(once: bool, as_json: bool) -> None:
+    """Audit the store again and again, keep each result in the table `audits`, and serve metrics."""
+    settings = _settings()
+    metrics = AuditMetrics()
+
+    def heard(audited: Audited) -> None:
+        metrics.heard(audited.scope, drift=audited.drift, at_s=audited.at.timestamp(), duration_s=audited.seconds)
+        if as_json:
+            click.echo(orjson.dumps(audited_document(audited)).decode())
+
+    running = RunningAudit(
+        Store(settings, answer_timeout_s=_AUDIT_TIMEOUT_S),
+        topic=settings.topic_events,
+        every_s=settings.audit_every_s,
+        full_every_s=settings.audit_full_every_s,
+        heard=heard,
+        failed=metrics.failed,
+    )
+    if once:
+        sys.exit(1 if running.once().drift else 0)
+    try:
+        stop_page = metrics.serve(settings.api_host, settings.auditor_port)
+    except OSError as error:
+        raise _failure(
+            f"{settings.api_host}:{settings.auditor_port} cannot be listened on ({error}); choose another "
+            "TALLY_AUDITOR_PORT"
+        ) from error
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    running.run(stopping)
+    stop_page()
 
 
 def make_api() -> Litestar:
@@ -855,17 +915,66 @@ async def _replayer(
 
 @cli.command()
 @click.option("--account", help="Compare the rollups of this account only.")
+@click.option("--start", help="Only rollups and months from here on: RFC 3339, or a local date or time of --zone.")
+@click.option("--end", help="The same, not included.")
+@click.option("--zone", help="IANA time zone of --start and --end; default: UTC.")
+@click.option("--deep", is_flag=True, help="Also count the events topic again, as far as Kafka still has it.")
+@click.option("--repair", is_flag=True, help="Rebuild rollups that drift from facts, then audit again.")
 @click.option("--json", "fmt", flag_value="json", help="As JSON.")
 @click.option("--csv", "fmt", flag_value="csv", help="The findings as CSV.")
 @_told
-def audit(account: str | None, fmt: str | None) -> None:
+def audit(  # noqa: PLR0917 - click passes them by name
+    account: str | None,
+    start: str | None,
+    end: str | None,
+    zone: str | None,
+    deep: bool,
+    repair: bool,
+    fmt: str | None,
+) -> None:
     """Check that every event counts exactly once, everywhere. Exits 1 and names what drifts."""
+    narrowed = account or start or end
+    if deep and (repair or narrowed):
+        raise click.UsageError("--deep compares the whole log: give it alone, before a --repair")
     settings = _settings()
-    report = Auditor(Store(settings), topic=settings.topic_events).run(account=account)
+    period = period_from(start, end, zone, ALL_TIME)
+    store = Store(settings, answer_timeout_s=_AUDIT_TIMEOUT_S)
+    auditor = Auditor(store, topic=settings.topic_events)
+    repaired = None
+    if repair:
+        repaired = Repairer(store, auditor, topic=settings.topic_events, say=_say).run(account=account, period=period)
+        report = repaired.report
+    else:
+        report = auditor.run(account=account, period=period)
+    read_again = asyncio.run(_deep_audit(settings, store)) if deep else None
     shape: Any = fmt or "table"
-    click.echo(render_audit(report, shape, Console()), nl=False)
-    if report.drift:
+    click.echo(render_audit(report, shape, Console(), deep=read_again, repair=repaired), nl=False)
+    if report.drift or (read_again is not None and read_again.drift):
         sys.exit(1)
+
+
+async def _deep_audit(settings: Settings, store: Store) -> Deep:
+    """Reads the catalog to its end, then the events topic; a bar on standard error."""
+    client = CatalogClient(KafkaCatalogLog(settings))
+    ranges = LogRanges(settings)
+    place = Place(
+        settings.topic_events,
+        0,
+        0,
+        settings.partitions,
+        settings.default_account,
+        settings.ahead_max_hours * 3_600_000_000,
+    )
+    await client.start()
+    try:
+        await client.catch_up()
+        with AuditProgress(Console(stderr=True)) as bar:
+            mapper_at = Mappers(client.catalog).at
+            life = topic_id(settings, settings.topic_events)
+            return await DeepAuditor(store, ranges, mapper_at, place, topic_id=life, tell=bar.tell).run()
+    finally:
+        await ranges.stop()
+        await client.stop()
 
 
 @cli.command()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from consumers.windows import CELL, DAY, Period, whole_cells
+from consumers.windows import CELL, DAY, Period, covering
 
 FOUND_MAX: Final = 10_000  # rows of one check: past that a store is rebuilt, not read
 CELLS_SHOWN: Final = 100
@@ -19,7 +19,7 @@ CELLS_SHOWN: Final = 100
 VERDICTS: Final = ("events", "accepted", "duplicates", "conflicts", "rejected", "rerouted")
 
 
-def _settled(offset: str) -> str:
+def settled(offset: str) -> str:
     """Whether a position lies before what its partition's worker has reported as counted."""
     return (
         f"(epoch, {offset}) < (transform(`partition`, {{partitions:Array(UInt32)}}, {{epochs:Array(UInt32)}},"
@@ -28,10 +28,10 @@ def _settled(offset: str) -> str:
     )
 
 
-_BLOCKS: Final = f"blocks FINAL WHERE topic = {{topic:String}} AND {_settled('`start`')}"
+_BLOCKS: Final = f"blocks FINAL WHERE topic = {{topic:String}} AND {settled('`start`')}"
 # account '' holds the marks of blocks (pipeline.stages.sink), id 0 their ids: they are no events
-_FACTS: Final = f"events WHERE account != '' AND {_settled('block_start')}"
-_IDS: Final = f"event_ids WHERE id_hash != 0 AND {_settled('`offset`')}"
+_FACTS: Final = f"events WHERE account != '' AND {settled('block_start')}"
+_IDS: Final = f"event_ids WHERE id_hash != 0 AND {settled('`offset`')}"
 
 PROGRESS: Final = (
     "SELECT `partition`, epoch, position FROM progress FINAL WHERE topic = {topic:String} ORDER BY `partition`"
@@ -145,7 +145,7 @@ FROM
             toUInt128(0) AS found_ids,
             toUInt64(18446744073709551615) AS lowest,
             toUInt64(0) AS highest
-        FROM {_BLOCKS} AND month > 0
+        FROM {_BLOCKS} AND month BETWEEN {{month_from:UInt32}} AND {{month_to:UInt32}}
         UNION ALL
         SELECT
             epoch,
@@ -162,6 +162,7 @@ FROM
             min(`offset`) AS lowest,
             max(`offset`) AS highest
         FROM {_FACTS}
+            AND toYYYYMM(timestamp) BETWEEN {{month_from:UInt32}} AND {{month_to:UInt32}}
         GROUP BY epoch, `partition`, `start`, month
     )
     GROUP BY epoch, `partition`, `start`, month
@@ -200,7 +201,7 @@ FROM
         (
             SELECT epoch, `partition`, `offset`, verdict
             FROM rejects FINAL
-            WHERE topic = {{topic:String}} AND {_settled("`offset`")}
+            WHERE topic = {{topic:String}} AND {settled("`offset`")}
         ) AS r
         ASOF LEFT JOIN
         (
@@ -246,7 +247,7 @@ FROM
             toUInt8(0) AS kept,
             toUInt8(0) AS stated
         FROM repeats FINAL
-        WHERE topic = {{topic:String}} AND {_settled("block_start")}
+        WHERE topic = {{topic:String}} AND {settled("block_start")}
         GROUP BY epoch, `partition`, block_start
     )
     GROUP BY epoch, `partition`, `start`
@@ -384,15 +385,13 @@ ROLLUPS: Final[tuple[RollupCheck, ...]] = (
 )
 
 
-def rollup_cells(check: RollupCheck, account: str | None, period: Period) -> tuple[str, dict[str, Any]] | None:
-    """Compare each cell of a rollup in the period's whole cells with facts and corrections, both ways.
+def rollup_cells(check: RollupCheck, account: str | None, period: Period) -> tuple[str, dict[str, Any]]:
+    """Compare each cell of a rollup that the period touches with facts and corrections, both ways.
 
-    One row: cells compared, cells that differ, and up to CELLS_SHOWN of those as tuples of keys and message.
-    None where the period has no whole cell.
+    One row: cells compared, cells that differ, up to CELLS_SHOWN of those as tuples of keys and message, and the years
+    of all that differ.
     """
-    cells = whole_cells(period, DAY if check.time == "day" else CELL)
-    if cells is None:
-        return None
+    cells = covering(period, DAY if check.time == "day" else CELL)
     shape = "%Y-%m-%d" if check.time == "day" else "%Y-%m-%d %H:%M:%S"
     type_ = "Date" if check.time == "day" else "DateTime('UTC')"
     parameters: dict[str, Any] = {"from": cells.start.strftime(shape), "to": cells.end.strftime(shape)}
@@ -416,7 +415,8 @@ def rollup_cells(check: RollupCheck, account: str | None, period: Period) -> tup
     )
     sql = (
         f"SELECT count() AS compared, countIf(message != '') AS broken,"
-        f" groupArrayIf({CELLS_SHOWN})(({', '.join(f'toString({k})' for k in check.keys)}, message), message != '')"
+        f" groupArrayIf({CELLS_SHOWN})(({', '.join(f'toString({k})' for k in check.keys)}, message), message != ''),"
+        f" arraySort(groupUniqArrayIf(toYear({check.time}), message != '')) AS years"
         f"\nFROM\n(\n    SELECT {keys}, {_message(check)}\n    FROM\n    (\n{stated}\n        UNION ALL\n{found}\n"
         "    )\n"
         f"    GROUP BY {keys}\n)"

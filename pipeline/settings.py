@@ -105,6 +105,11 @@ class Settings(BaseSettings):
     )
     cache_bytes: int = Field(default=256 << 20, ge=8 << 20, description="block cache of the dedup table")
 
+    # -- the running audit
+    audit_every_s: float = Field(default=60.0, gt=0, description="how often `tally auditor` looks at what is new")
+    audit_full_every_s: float = Field(default=3600.0, gt=0, description="how often it audits the whole store")
+    auditor_port: int = Field(default=6067, ge=0, le=65535, description="port of its metrics, on TALLY_API_HOST")
+
     # -- logs
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="level of the logs")
     log_json: bool = Field(default=False, description="one JSON object a line instead of text")

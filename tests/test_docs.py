@@ -54,11 +54,11 @@ def test_every_command_is_told(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [f"{name}_total" for name, _, _ in metrics.COUNTERS]
-    + [name for name, *_ in (*metrics.GAUGES, metrics.LAG, metrics.STOPPED, metrics.IDS)],
+    [f"{name}_total" for name, *_ in (*metrics.COUNTERS, metrics.AUDIT_FAILURES)]
+    + [name for name, *_ in (*metrics.GAUGES, metrics.LAG, metrics.STOPPED, metrics.IDS, *metrics.AUDIT_GAUGES)],
 )
 def test_every_metric_is_told(name: str) -> None:
-    """As the worker's page spells it."""
+    """As the page of worker or auditor spells it."""
     assert f"`{name}`" in _README
 
 

@@ -4,7 +4,6 @@ Every method blocks and may raise StoreUnavailable (outcome unknown) or StoreErr
 itself: the session decides, under its lease.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -13,21 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.adapters.clickhouse import Store
+from pipeline.adapters.rollup_view import MARKED, insert_from, select_over
 from pipeline.block import Intent, Line, Position, Sighting, Verdict, pack_sighting
 from pipeline.event import id_hash, readable_transaction_id
 from pipeline.ports import Epoch, Landed, Progress
 from pipeline.stages.sink import MARK_ACCOUNT, Block, mark_name, scaled, unscaled
 
-#: Rollups that every block marks, with the column that holds the mark's name and the one that holds its month.
-_MARKED: Final = {
-    "usage_client_day": ("feature", "day"),
-    "usage_15m": ("feature", "bucket"),
-    "usage_dimension_15m": ("feature", "bucket"),
-    "usage_uniques_client_day": ("feature", "day"),
-    "events_client_day": ("event_name", "day"),
-    "events_15m": ("event_name", "bucket"),
-    "events_dimension_15m": ("event_name", "bucket"),
-}
 # A block is one part in each table and month, or year, that it touches, whatever a view makes of it: else a kill could
 # part a view's rows from the mark that stands for them. Views multiply rows, by meters and dimensions, beyond the size
 # at which the server would begin another part.
@@ -204,7 +194,7 @@ class BlockStore:
         months = [entry.month for entry in block.months]
         expected = self._marks_expected(where, months)
         mark = mark_name(block.topic, block.epoch, block.partition)
-        for table, (name, when) in _MARKED.items():
+        for table, (name, when) in MARKED.items():
             found = self._marks_found(table, name, when, mark, months)
             for month, count in expected.items():
                 arrivals[table, month] = found.get(month, 0) - (count - 1)
@@ -273,10 +263,10 @@ class BlockStore:
         """Rollups that lack blocks which others hold, beyond the one a partition that may be under way. Workers may
         run: what a table lacks after all others were read does not come any more."""
         most: dict[tuple[str, int], int] = {}
-        for table in _MARKED:
+        for table in MARKED:
             for place, number in self._all_marks(table).items():
                 most[place] = max(number, most.get(place, 0))
-        marks = {table: self._all_marks(table) for table in _MARKED}
+        marks = {table: self._all_marks(table) for table in MARKED}
         return [t for t, found in marks.items() if any(n - found.get(place, 0) > 1 for place, n in most.items())]
 
     def fill(self, committed: Mapping[int, int]) -> list[tuple[str, int]]:
@@ -291,7 +281,7 @@ class BlockStore:
         borders = self._borders(committed)
         expected = self._ledgers_marks(borders)
         filled = []
-        for table in _MARKED:
+        for table in MARKED:
             found = self._all_marks(table)
             for month in sorted({month for _, month in expected}):
                 lacking = [
@@ -334,7 +324,7 @@ class BlockStore:
         return found
 
     def _all_marks(self, table: str) -> dict[tuple[str, int], int]:
-        name, when = _MARKED[table]
+        name, when = MARKED[table]
         rows = self._store.query(
             f"""SELECT {name} AS mark, toYYYYMM({when}) AS month, sum(events) FROM {table}
             WHERE account = {{account:String}} AND startsWith({name}, {{topic:String}}) GROUP BY mark, month""",  # noqa: S608
@@ -347,10 +337,10 @@ class BlockStore:
             f"(epoch = {epoch} AND `partition` = {partition} AND block_start < {border})"
             for (epoch, partition), border in borders.items()
         )
-        facts = f"(SELECT * FROM {self._database}.events WHERE toYYYYMM(timestamp) = {month} AND ({counted}))"  # noqa: S608
-        corrections = f"(SELECT * FROM {self._database}.corrections WHERE toYYYYMM(timestamp) = {month})"  # noqa: S608
-        added, taken = self._view(table, "ingest", facts), self._view(table, "corrections", corrections)
-        columns = ", ".join(f"`{c}`" for c in self._store.query(f"SELECT * FROM ({added}) LIMIT 0").columns)  # noqa: S608
+        facts = f"SELECT * FROM {self._database}.events WHERE toYYYYMM(timestamp) = {month} AND ({counted})"  # noqa: S608
+        corrections = f"SELECT * FROM {self._database}.corrections WHERE toYYYYMM(timestamp) = {month}"  # noqa: S608
+        columns, added = select_over(self._store, table, facts)
+        _, taken = select_over(self._store, table, corrections, reads="corrections")
         self._store.command(
             f"INSERT INTO {table} ({columns}) SELECT {columns} FROM ({added})"  # noqa: S608
             f" UNION ALL SELECT {columns} FROM ({taken})",
@@ -382,7 +372,7 @@ class BlockStore:
         expected = self._marks_expected(where, months)
         return all(
             found.get(month, 0) >= expected[month]
-            for table, columns in _MARKED.items()
+            for table, columns in MARKED.items()
             for found in [self._marks_found(table, *columns, name, months)]
             for month in months
         )
@@ -428,27 +418,14 @@ class BlockStore:
     def _insert_from_facts(self, table: str, month: int, block: Block) -> None:
         """Runs the rollup's own view over the block's facts of one month."""
         source = (  # numbers, and a name that the settings have checked
-            f"(SELECT * FROM {self._database}.events WHERE epoch = {block.epoch} AND `partition` = {block.partition}"  # noqa: S608
-            f" AND block_start = {block.start} AND toYYYYMM(timestamp) = {month})"
+            f"SELECT * FROM {self._database}.events WHERE epoch = {block.epoch} AND `partition` = {block.partition}"  # noqa: S608
+            f" AND block_start = {block.start} AND toYYYYMM(timestamp) = {month}"
         )
-        over_facts = self._view(table, "ingest", source)
-        columns = ", ".join(f"`{c}`" for c in self._store.query(f"SELECT * FROM ({over_facts}) LIMIT 0").columns)  # noqa: S608
         self._store.command(
-            f"INSERT INTO {table} ({columns}) {over_facts}",
+            insert_from(self._store, table, source, into=table),
             None,
             {"insert_deduplication_token": f"{block.token}:repair:{table}:{month}", **_WHOLE},
         )
-
-    def _view(self, table: str, reads: str, source: str) -> str:
-        """The select of the view that carries `reads` to the table, over another source."""
-        select: str = self._store.query(
-            "SELECT as_select FROM system.tables WHERE database = {database:String} AND name = {view:String}",
-            {"database": self._database, "view": f"{reads}_to_{table}"},
-        ).rows[0][0]
-        over, replaced = re.subn(rf"\b(`?{self._database}`?\.)?`?{reads}`?(?=\s|$)", source, select, count=1)
-        if replaced != 1:
-            raise RuntimeError(f"view {reads}_to_{table} does not read from {reads}: {select[:200]}")
-        return over
 
 
 def _times(found: int, expected: int) -> int:

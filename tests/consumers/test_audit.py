@@ -180,7 +180,7 @@ def test_what_is_still_under_way_is_no_drift(filled: Store) -> None:
 def test_cells_can_be_checked_for_one_account_and_period(filled: Store) -> None:
     """Damage outside of what was asked for is not compared; inside it is."""
     _invent_rollup_cell(filled)
-    auditor = Auditor(filled, topic="tally.events")
+    auditor = Auditor(filled, topic="tally.events", pauses_s=(0,))
     year = Period(datetime(2024, 1, 1, tzinfo=UTC), datetime(2025, 1, 1, tzinfo=UTC))
     assert auditor.run(account="acme", period=year).drift == 0
     later = Period(year.end, year.end + timedelta(days=3650))
@@ -189,4 +189,4 @@ def test_cells_can_be_checked_for_one_account_and_period(filled: Store) -> None:
 
 
 def _audit(store: Store) -> AuditReport:
-    return Auditor(store, topic="tally.events").run()
+    return Auditor(store, topic="tally.events", pauses_s=(0,)).run()
