@@ -8,6 +8,7 @@ the expected rows in a scratch table.
 """
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,7 @@ VERDICTS: Final = ("accepted", "duplicates", "conflicts", "rejected", "rerouted"
 _FINDINGS_MAX: Final = 20
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
+_SILENT_S: Final = 60.0
 _SAME: Final = frozenset({PLAIN, SPELLED})
 
 
@@ -328,8 +330,12 @@ def _records(kafka: str, topic: str, partition: int, start: int, end: int) -> It
     with plain_consumer(kafka) as consumer:
         consumer.assign([TopicPartition(topic, partition, start)])
         position = start
+        silent_until = time.monotonic() + _SILENT_S
         while position < end:
-            for record in consumer.consume(500, 10.0):
+            if time.monotonic() > silent_until:
+                raise RuntimeError(f"{topic}/{partition} gives nothing after offset {position}, its end is {end}")
+            for record in consumer.consume(500, 0.05):
+                silent_until = time.monotonic() + _SILENT_S
                 if record.error():
                     raise RuntimeError(f"{topic}/{partition} cannot be read: {record.error()}")
                 position = record.offset() + 1
