@@ -6,15 +6,12 @@ died. Rules: a part that a fault keeps down stays down until the fault says othe
 and broker or engine.
 """
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import httpx
 import psutil
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -36,8 +34,8 @@ TOPIC = "tally.events"
 TOPIC_REJECTS = "tally.rejects"
 PARTITIONS = 6
 SETTINGS: Mapping[str, str] = {
-    "TALLY_LEASE_S": "6",
-    "TALLY_DEADLINE_S": "10",
+    "TALLY_LEASE_S": "8",
+    "TALLY_DEADLINE_S": "16",
     "TALLY_CLOCK_SKEW_MAX_S": "1",
     "TALLY_SESSION_TIMEOUT_S": "6",
     "TALLY_PARTITIONS": str(PARTITIONS),
@@ -100,7 +98,13 @@ class Cluster:
         taken: set[int] = set()
         ports = {
             name: choose(name, wanted=None, remembered=None, taken=taken)
-            for name in ("kafka", "controller", "clickhouse", "api", *(f"worker-{n}" for n in range(1, workers_max + 1)))
+            for name in (
+                "kafka",
+                "controller",
+                "clickhouse",
+                "api",
+                *(f"worker-{n}" for n in range(1, workers_max + 1)),
+            )
         }
         self.kafka = f"127.0.0.1:{ports['kafka']}"
         self.clickhouse = f"http://127.0.0.1:{ports['clickhouse']}"
@@ -278,9 +282,8 @@ class Cluster:
     def metrics(self, name: str) -> dict[str, float]:
         """The worker's metrics, summed over partitions; empty while it does not answer."""
         try:
-            with urllib.request.urlopen(f"{self._url(name)}/metrics", timeout=2) as answer:
-                text = answer.read().decode()
-        except (urllib.error.URLError, OSError):
+            text = httpx.get(f"{self._url(name)}/metrics", timeout=2).text
+        except httpx.TransportError:
             return {}
         found: dict[str, float] = {}
         for line in text.splitlines():
@@ -293,12 +296,9 @@ class Cluster:
     def readiness(self, name: str) -> dict[str, Any]:
         """What the worker's /readyz says, whatever its status."""
         try:
-            with urllib.request.urlopen(f"{self._url(name)}/readyz", timeout=2) as answer:
-                found: dict[str, Any] = json.load(answer)
-        except urllib.error.HTTPError as error:
-            found = json.load(error)
-        except (urllib.error.URLError, OSError) as error:
-            found = {"ready": False, "reasons": [str(error)]}
+            found: dict[str, Any] = httpx.get(f"{self._url(name)}/readyz", timeout=2).json()
+        except httpx.TransportError as error:
+            return {"ready": False, "reasons": [repr(error)]}
         return found
 
     def ends(self) -> dict[int, int]:

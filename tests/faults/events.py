@@ -143,9 +143,11 @@ def line(seed: int, item: Item, *, anonymous: bool = False) -> bytes:
     if variant == SPELLED:
         data = f'{{{data[1:-1].split(",", 1)[1]}, "n": {n}}}'
         instant = (_BASE + timedelta(microseconds=c.timestamp_us - _BASE_US)).astimezone(_EAST).isoformat()
-        return f'{{{name} "value": "{_number(c.value)}e0", {entity} {named} "data": {data}, "timestamp": "{instant}", "clientId": "{c.client}"}}'.encode()
+        rest = f'"data": {data}, "timestamp": "{instant}", "clientId": "{c.client}"'
+        return f'{{{name} "value": "{_number(c.value)}e0", {entity} {named} {rest}}}'.encode()
     value = "" if c.value == 1_000_000_000 else f'"value":{_number(c.value)},'
-    return f'{{"clientId":"{c.client}","timestamp":"{instant_of(c.timestamp_us)}",{named}{name}{entity}{value}"data":{data}}}'.encode()
+    head = f'"clientId":"{c.client}","timestamp":"{instant_of(c.timestamp_us)}"'
+    return f'{{{head},{named}{name}{entity}{value}"data":{data}}}'.encode()
 
 
 def autumn(seed: int, item: Item, *, anonymous: bool, timeless: bool) -> bytes:
@@ -309,12 +311,8 @@ def _number(billionths: int) -> str:
     return f"{sign}{digits[:-9]}.{digits[-9:]}".rstrip("0").rstrip(".")
 
 
-def _json(document: Mapping[str, Any]) -> str:
-    return (
-        "{"
-        + ",".join(
-            f"{json.dumps(k)}:{_json(v) if isinstance(v, Mapping) else str(v) if isinstance(v, Decimal) else json.dumps(v)}"
-            for k, v in document.items()
-        )
-        + "}"
-    )
+def _json(given: Any) -> str:
+    """JSON with decimals spelled as they are."""
+    if isinstance(given, Mapping):
+        return "{" + ",".join(f"{json.dumps(name)}:{_json(part)}" for name, part in given.items()) + "}"
+    return str(given) if isinstance(given, Decimal) else json.dumps(given)

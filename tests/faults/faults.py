@@ -196,7 +196,7 @@ def _changelog_without_intent(cluster: Cluster, draw: random.Random) -> None:
     _lose_disk(cluster, name)
 
 
-# ------------------------------------------------------------------------------------------------ engine, while inserting
+# ------------------------------------------------------------------------------------------- engine, while inserting
 
 
 def _kill_engine_when(told: Callable[[random.Random], Callable[[str, bool, str], bool]], down_s: float = 0.0) -> Inject:
@@ -318,7 +318,7 @@ def _repair_killed(cluster: Cluster, draw: random.Random) -> None:
         cluster.cont(worker)
 
 
-# ------------------------------------------------------------------------------------------------ parts that die or stand still
+# ------------------------------------------------------------------------------------- parts that die or stand still
 
 
 def _kill_parts(*kinds: str) -> Inject:
@@ -351,6 +351,16 @@ for _parts in _TOGETHER:
 def _kill_all_workers(cluster: Cluster, draw: random.Random) -> None:
     for name in cluster.running_workers:
         cluster.kill(name)
+
+
+@fault("workers-die-while-store-still", "changelog sent, insert not sent")
+def _workers_die_while_store_still(cluster: Cluster, draw: random.Random) -> None:
+    """Blocks are stated and their changelog is sent, but nothing of them can be stored when all workers die."""
+    cluster.sigstop("clickhouse")
+    time.sleep(1.5 + draw.random())
+    for name in cluster.running_workers:
+        cluster.kill(name)
+    cluster.cont("clickhouse")
 
 
 @fault("broker-restart", "broker restarted in order")

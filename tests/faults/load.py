@@ -50,7 +50,9 @@ def read_journal(path: Path) -> list[Acknowledged]:
 class Load:
     """A load that runs in its own process, with its journal in a folder."""
 
-    def __init__(self, folder: Path, *, seed: int, account: str, key: str, events: int, seconds: float, at: Any) -> None:
+    def __init__(
+        self, folder: Path, *, seed: int, account: str, key: str, events: int, seconds: float, at: Any
+    ) -> None:
         self.seed = seed
         self.account = account
         self.events = events
@@ -190,7 +192,7 @@ class _Sender:
                 while todo:
                     batch = todo.pop()
                     await asyncio.sleep(max(0.0, due_s[batch.number] - (time.monotonic() - self._begun)))
-                    while not await self._request(client, batch):
+                    while not await self._request(client, batch):  # noqa: ASYNC110 - a client's retries
                         await asyncio.sleep(0.1)
 
             await asyncio.gather(*(sender() for _ in range(_AT_ONCE)))

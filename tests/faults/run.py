@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -84,15 +83,18 @@ class Driver:
         """Gives connections back."""
         self._oracle.close()
 
-    def run(self, seed: int, faults: Sequence[Fault], *, events: int, load_s: float, audit: bool = True) -> Round:
-        """One round: `events` different events sent over at least `load_s` seconds while the faults strike in turn."""
+    def run(
+        self, seed: int, faults: Sequence[Fault], *, events: int, load_s: float, audit: bool | None = None
+    ) -> Round:
+        """One round: `events` different events sent over at least `load_s` seconds while the faults strike in turn.
+        `audit`: whether the whole store is audited; None: when it is due."""
         found = Round(seed, [fault.name for fault in faults], events)
         begun = time.monotonic()
         folder = self._cluster.folder / f"round-{seed}"
         folder.mkdir(exist_ok=True)
         try:
             self._round(found, faults, folder, load_s)
-            if audit or time.monotonic() > self._audit_due:
+            if audit or (audit is None and time.monotonic() > self._audit_due):
                 self._say("audit")
                 audited = time.monotonic()
                 self._oracle.audit(found.report)
@@ -113,9 +115,7 @@ class Driver:
         cluster.await_all_ready()
         key = asyncio.run(_account(cluster, account))
         starts = cluster.await_counted(seconds=_COUNTED_S)
-        load = Load(
-            folder, seed=found.seed, account=account, key=key, events=found.events, seconds=load_s, at=cluster
-        )
+        load = Load(folder, seed=found.seed, account=account, key=key, events=found.events, seconds=load_s, at=cluster)
         try:
             while load.running and not load.acknowledged:
                 time.sleep(0.05)
@@ -167,15 +167,17 @@ def deck(seed: int, faults: Sequence[Fault]) -> Iterator[Fault]:
 
 def record(rounds: Sequence[Round], results: Path = RESULTS) -> None:
     """Appends what came of the rounds to the committed results."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=_HERE, capture_output=True, text=True, check=False)
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, cwd=_HERE, capture_output=True, text=True, check=False)
     head = {"commit": commit.stdout.strip(), "day": datetime.now(UTC).date().isoformat()}
     with results.open("a") as file:
         for found in rounds:
             report = found.report
             row = {
                 "seed": found.seed, **head, "struck": found.struck, "sent": report.sent, "accepted": report.accepted,
-                "lost": report.lost, "doubled": report.doubled, "wrong": report.wrong + report.wrong_cells + report.drift,
-                "outcome": found.outcome, "seconds": round(found.seconds, 1),
+                "lost": report.lost, "doubled": report.doubled,
+                "wrong": report.wrong + report.wrong_cells + report.drift, "outcome": found.outcome,
+                "seconds": round(found.seconds, 1),
             }  # fmt: skip
             file.write(json.dumps(row) + "\n")
 
@@ -221,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             some = [next(faults) for _ in range(min(number, len(chosen)))]
             bar.task(f"round {len(rounds) + 1}, seed {round_seed}")
             last = bool(options.rounds) and len(rounds) + 1 >= options.rounds
-            found = driver.run(round_seed, some, events=options.events, load_s=options.load_s, audit=last)
+            found = driver.run(round_seed, some, events=options.events, load_s=options.load_s, audit=last or None)
             rounds.append(found)
             console.print(_line(found))
             if found.outcome != "ok":

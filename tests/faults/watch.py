@@ -50,8 +50,8 @@ class PartWatch:
                 name = data[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0").decode()
                 at += _EVENT.size + length
                 merged = name.count("_") >= 3 and not name.endswith("_0")  # of a merge, not of an insert
-                if watch in self._tables and not (merged or "merge" in name or "delete" in name):
-                    if told(self._tables[watch], bool(mask & _CREATED), name):
-                        strike()
-                        return True
+                seen = watch in self._tables and not (merged or "merge" in name or "delete" in name)
+                if seen and told(self._tables[watch], bool(mask & _CREATED), name):
+                    strike()
+                    return True
         return False

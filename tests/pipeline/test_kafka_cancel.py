@@ -19,7 +19,7 @@ class _Driver:
     def __init__(self) -> None:
         self.stopping = asyncio.Event()
         self.may_stop = asyncio.Event()
-        self.stopped = False
+        self.stopped = asyncio.Event()
 
     async def start(self) -> None:
         """Connected at once."""
@@ -47,7 +47,7 @@ class _Driver:
         self.stopping.set()
         with contextlib.suppress(asyncio.CancelledError):
             await self.may_stop.wait()
-        self.stopped = True
+        self.stopped.set()
 
 
 async def _read(ranges: AsyncIterator[Sequence[Record]]) -> None:
@@ -78,5 +78,4 @@ async def test_a_reader_that_is_cancelled_while_it_disconnects_ends(
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 5)
     driver.may_stop.set()
-    while not driver.stopped:
-        await asyncio.sleep(0)
+    await asyncio.wait_for(driver.stopped.wait(), 5)
