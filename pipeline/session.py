@@ -499,6 +499,8 @@ class Session:
         intent = None if following is None else following.intent(self._out.now_ms())
         await self._commit(block.end, intent)
         self._out.fail_point("end_committed")
+        if intent is not None:
+            self._out.fail_point("intent_committed")
         self._note(block)
         if following is None or intent is None:
             return None

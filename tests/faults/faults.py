@@ -112,7 +112,7 @@ def _kill_at(point: str, delay_ms: tuple[int, int] | None = None) -> Inject:
 
 def _times(point: str, draw: random.Random) -> int:
     """The how-manieth block: not all blocks have rejects or forwards, and a round has few that do."""
-    return 1 if "reject" in point or "forward" in point else draw.randint(1, 4)
+    return 1 if "reject" in point or "forward" in point else draw.randint(1, 3)
 
 
 def _zombie_at(point: str, delay_ms: tuple[int, int] | None = None) -> Inject:
