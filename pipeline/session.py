@@ -510,6 +510,8 @@ class Session:
         intent = None if following is None else following.intent(self._out.now_ms())
         await self._commit(block.end, intent)
         self._out.fail_point("end_committed")
+        if intent is not None:
+            self._out.fail_point("intent_committed")
         self._note(block)
         if following is None or intent is None:
             return None
@@ -522,15 +524,20 @@ class Session:
         """Forwards, rejects, repeats and the changelog: each at least once, all acknowledged."""
         await self._forward(block)
         await self._reject(block)
+        self._out.fail_point("before_changelog")
         for change in pack_changes(block.epoch, block.start, block.end, block.sightings):
             await self._write(self._out.topic_changelog, change, self._partition)
         self._out.fail_point("changelog_acknowledged")
 
     async def _forward(self, block: Block) -> None:
         """Events whose id belongs to another partition go there as they came, and get their verdict there."""
+        if not block.forwards:
+            return
+        self._out.fail_point("before_forwards")
         for start in range(0, len(block.forwards), _FORWARDS_AT_ONCE):
             lines = block.forwards[start : start + _FORWARDS_AT_ONCE]
             await asyncio.gather(*[self._forward_line(block, line) for line in lines])
+        self._out.fail_point("forwards_acknowledged")
 
     async def _forward_line(self, block: Block, line: Line) -> None:
         kept = [(name, value) for name, value in line.headers if name in ("account", "catalog", "defaulted")]
@@ -542,6 +549,7 @@ class Session:
 
     async def _reject(self, block: Block) -> None:
         if block.rejects:
+            self._out.fail_point("before_rejects")
             await asyncio.gather(*[self._reject_line(block, line) for line in block.rejects])
             self._out.fail_point("rejects_acknowledged")
             await self._store(lambda: self._out.blocks.write_rejects(block))
@@ -572,13 +580,17 @@ class Session:
         doubt = recovered
         wait_s = _RETRY_FIRST_S
         while True:
-            if self._too_old(holder) and await self._renew(block, holder) is _Lease.DONE:
-                return
+            looked_ms = self._out.now_ms()
+            if self._too_old(holder):
+                if await self._renew(block, holder) is _Lease.DONE:
+                    return
+                looked_ms = holder.intent.stated_ms
             try:
                 self._out.fail_point("before_insert")
                 # Half of D to begin, half to end what began in time and for clocks that differ: the store looks at
-                # the deadline once, when the rows arrive, and writes table by table afterwards.
-                deadline_ms = self._out.now_ms() + self._limits.deadline_ms // 2
+                # the deadline once, when the rows arrive, and writes table by table afterwards. Counted from before
+                # the lease was looked at: a worker that is stopped in between must not come back with a fresh one.
+                deadline_ms = looked_ms + self._limits.deadline_ms // 2
                 await self._io(self._out.blocks.insert, block, deadline_ms)
                 self._out.fail_point("inserted")
                 break
@@ -608,6 +620,7 @@ class Session:
     async def _renew(self, block: Block, holder: "_Statement") -> _Lease:
         """Step 6 with an old statement: wait until nothing of it can land any more, prove ownership, look, and only
         when nothing is there state it anew. Afterwards a block that is there is whole."""
+        self._out.fail_point("before_renewal")
         await self._wait_until_settled(holder)
         await self._commit(block.start, holder.intent)
         landed = await self._landed(block)
@@ -616,6 +629,7 @@ class Session:
             return _Lease.DONE
         holder.intent = msgspec.structs.replace(holder.intent, stated_ms=self._out.now_ms())
         await self._commit(block.start, holder.intent)
+        self._out.fail_point("renewed")
         return _Lease.INSERT
 
     async def _prove(self, block: Block, holder: "_Statement") -> None:
@@ -631,7 +645,9 @@ class Session:
         if landed.missing and not landed.surplus:
             self._log.warning("block_repaired", start=block.start, end=block.end, missing=landed.missing)
             self.standing.repairs += 1
+            self._out.fail_point("before_repair")
             await self._store(lambda: self._out.blocks.repair(block, landed))
+            self._out.fail_point("repaired")
             landed = await self._landed(block)
         if not landed.complete:
             raise PartitionStopped(

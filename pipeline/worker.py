@@ -106,6 +106,7 @@ class Worker:
         self._schema = 0
         self._failed = ""
         self._stopping = False
+        self._fail_point = fail_points(os.environ.get("TALLY_FAIL_POINT"))
         self.metrics = WorkerMetrics(self.standings, self.lags, self._ids)
 
     # -- life
@@ -220,7 +221,7 @@ class Worker:
             io=self._io,
             topic_rejects=settings.topic_rejects,
             topic_changelog=settings.topic_changelog,
-            fail_point=fail_points(os.environ.get("TALLY_FAIL_POINT")),
+            fail_point=self._fail_point,
         )
         limits = Limits(
             rows_max=settings.block_rows_max,

@@ -152,7 +152,7 @@ async def follow(settings: Settings, topic: str, start: int, *, partition: int =
     except KafkaError as error:
         raise LogUnavailable(f"Kafka stopped giving {topic}: {error!r}") from error
     finally:
-        await consumer.stop()
+        await _stop(consumer)
 
 
 async def read_range(
@@ -180,7 +180,7 @@ async def read_range(
     except KafkaError as error:
         raise LogUnavailable(f"Kafka stopped giving {topic}: {error!r}") from error
     finally:
-        await consumer.stop()
+        await _stop(consumer)
 
 
 def _reader(settings: Settings) -> AIOKafkaConsumer:
@@ -200,11 +200,23 @@ async def _start(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             await client.start()
     except asyncio.CancelledError:
-        await client.stop()  # half a connection would outlive whoever gave up
+        await _stop(client)  # half a connection would outlive whoever gave up
         raise
     except (KafkaError, TimeoutError, OSError) as error:
-        await client.stop()
+        await _stop(client)
         raise LogUnavailable(f"no Kafka broker answers: {error!r}; is it running, and is TALLY_KAFKA right?") from error
+
+
+async def _stop(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
+    """Stops a client, in a task of its own: the driver waits for its tasks and swallows every cancellation meanwhile,
+    also the caller's. A session that lost its cancellation so would hold up the rebalance for ever."""
+    stopping = asyncio.ensure_future(client.stop())
+    _stopping.add(stopping)
+    stopping.add_done_callback(_stopping.discard)
+    await asyncio.shield(stopping)
+
+
+_stopping: set[asyncio.Future[None]] = set()
 
 
 def _record(found: Any) -> Record:
@@ -338,7 +350,7 @@ class LogRanges:
         """Disconnects; the next question connects again."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await consumer.stop()
+            await _stop(consumer)
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First offset, and the offset after the last readable record. Raises LogUnavailable."""

@@ -477,6 +477,36 @@ def test_an_insert_must_begin_in_the_first_half_of_its_deadline() -> None:
     run_virtually(go)
 
 
+def test_a_worker_that_is_stopped_before_its_insert_does_not_come_back_with_a_fresh_deadline() -> None:
+    """SIGSTOP between the look at the lease and the insert: by then another may have added what was missing under
+    other tokens, so that the store must refuse it."""
+
+    async def go() -> None:
+        world = a_world()
+        stopped_ms = LEASE_MS + DEADLINE_MS
+        clock, jumps, late = world.now_ms, [0], []
+        world.now_ms = world.blocks._now_ms = lambda: clock() + jumps[0]  # type: ignore[method-assign]
+        worker = world.workers[0]
+        go_by, insert = worker.fail_point, world.blocks.insert
+
+        def stop(name: str) -> None:
+            go_by(name)
+            if name == "before_insert" and not jumps[0]:
+                jumps[0] = stopped_ms
+
+        def note(block: Block, deadline_ms: int) -> None:
+            late.append(world.now_ms() - deadline_ms)
+            insert(block, deadline_ms)
+
+        worker.fail_point = stop  # type: ignore[method-assign]
+        world.blocks.insert = note  # type: ignore[method-assign]
+        await world.run()
+        assert late[0] > 0
+        assert late[1] < 0  # stated anew, the block is inserted after all
+
+    run_virtually(go)
+
+
 # ------------------------------------------------------------------------------------------------ offsets and ledger
 
 
