@@ -16,6 +16,7 @@ from consumers.audit_sql import (
     BLOCK_SUMS,
     COUNTS,
     FACT_COUNTS,
+    GAPS,
     IDS,
     MONTHS,
     POSITIONS,
@@ -62,7 +63,9 @@ class Finding:
 @dataclass(frozen=True, slots=True)
 class AuditReport:
     """What the audit counted and what does not add up. `drift`: number of broken promises, 0 when all hold;
-    `findings` are the first FINDINGS_MAX of each check. `stored`: rows in facts; `cells`: compared in rollups."""
+    `findings` are the first FINDINGS_MAX of each check. `stored`: rows in facts; `cells`: compared in rollups.
+    `gaps`: ranges of events that were lost before they were counted, and given up by a person who said why. They are no
+    drift, since they are told; they are told every time."""
 
     events: int
     accepted: int
@@ -75,6 +78,7 @@ class AuditReport:
     cells: int
     drift: int
     findings: tuple[Finding, ...]
+    gaps: tuple[Finding, ...] = ()
 
 
 class Auditor:
@@ -92,6 +96,8 @@ class Auditor:
             again = set(map(str, self._conservation(scope)[2]))
             conservation = [finding for finding in conservation if str(finding) in again]
         drift, findings = len(conservation), list(conservation)
+        gaps, untold = self._gaps()
+        drift, findings = drift + len(untold), [*findings, *untold]
         for check, sql, keys, parameters in _statements(scope, stored):
             rows = self._twice(sql, parameters)
             drift += len(rows)
@@ -102,7 +108,9 @@ class Auditor:
                 compared, broken, found = self._cells(rollup, account, slice_)
                 cells, drift = cells + compared, drift + broken
                 findings += found
-        return AuditReport(**counts, stored=stored, cells=cells, drift=drift, findings=tuple(findings))
+        return AuditReport(
+            **counts, stored=stored, cells=cells, drift=drift, findings=tuple(findings), gaps=tuple(gaps)
+        )
 
     def _scope(self) -> dict[str, Any]:
         """The topic, and how far each partition is settled; parameters of the ledger's statements."""
@@ -124,6 +132,18 @@ class Auditor:
             if found != expected
         ]
         return counts, stored, findings
+
+    def _gaps(self) -> tuple[list[Finding], list[Finding]]:
+        """Ranges that were given up: those that are told, and those that nobody has told of."""
+        told: list[Finding] = []
+        untold: list[Finding] = []
+        for *where, known, message in self._rows(GAPS, {"topic": self._topic}):
+            place = {key: str(value) for key, value in zip((*_BLOCK, "end"), where, strict=True)}
+            if known:
+                told.append(Finding("told_gap", place, message))
+            else:
+                untold.append(Finding("ranges", place, message))
+        return told, untold
 
     def _slices(self, period: Period) -> Iterator[Period]:
         """All of the period, cut between months into slices of a bounded number of facts."""

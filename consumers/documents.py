@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from consumers.audit import AuditReport
+from consumers.audit import AuditReport, Finding
 from consumers.usage import UsageResult, decimal_text
 
 
@@ -47,11 +47,13 @@ def audit_document(report: AuditReport) -> dict[str, Any]:
         "blocks": report.blocks,
         "stored": report.stored,
         "cells": report.cells,
-        "findings": [
-            {"check": finding.check, "where": dict(finding.where), "message": finding.message}
-            for finding in report.findings
-        ],
+        "findings": [_finding_document(finding) for finding in report.findings],
+        "gaps": [_finding_document(gap) for gap in report.gaps],
     }
+
+
+def _finding_document(finding: Finding) -> dict[str, Any]:
+    return {"check": finding.check, "where": dict(finding.where), "message": finding.message}
 
 
 def instant_text(instant: datetime) -> str:

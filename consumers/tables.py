@@ -14,7 +14,7 @@ from typing import Final, Literal
 from rich.console import Console
 from rich.table import Table
 
-from consumers.audit import AuditReport
+from consumers.audit import AuditReport, Finding
 from consumers.documents import audit_document, instant_text, usage_document
 from consumers.usage import DIMENSION_PREFIX, UsageResult, UsageRow, decimal_text, zone_of
 
@@ -38,7 +38,8 @@ def render_audit(report: AuditReport, fmt: OutputFormat, console: Console | None
     if fmt == "json":
         return json.dumps(audit_document(report), indent=2, ensure_ascii=False) + "\n"
     if fmt == "csv":
-        rows = ((f.check, " ".join(f"{k}={v}" for k, v in f.where.items()), f.message) for f in report.findings)
+        all_ = (*report.findings, *report.gaps)
+        rows = ((f.check, " ".join(f"{k}={v}" for k, v in f.where.items()), f.message) for f in all_)
         return _csv(("check", "where", "message"), rows)
     counts = Table(title="Audit", show_header=False)
     counts.add_column("what")
@@ -47,16 +48,20 @@ def render_audit(report: AuditReport, fmt: OutputFormat, console: Console | None
         counts.add_row(name, f"{getattr(report, name):,}")
     counts.add_row("drift", f"{report.drift:,}", style="bold red" if report.drift else "bold green")
     text = _text(counts, console)
+    if report.gaps:
+        text += _text(_findings(f"{len(report.gaps):,} ranges of events were lost and given up", report.gaps), console)
     if not report.drift:
-        return text + "Every event counts once; facts, ids, ledger and every rollup agree.\n"
-    return text + _text(_findings(report), console)
+        left = "event that was not lost" if report.gaps else "event"
+        return text + f"Every {left} counts once; facts, ids, ledger and every rollup agree.\n"
+    title = f"{report.drift:,} broken promises, the first {len(report.findings):,}"
+    return text + _text(_findings(title, report.findings), console)
 
 
-def _findings(report: AuditReport) -> Table:
-    table = Table(title=f"{report.drift:,} broken promises, the first {len(report.findings):,}")
+def _findings(title: str, findings: Sequence[Finding]) -> Table:
+    table = Table(title=title)
     for column in ("check", "where", "what"):
         table.add_column(column, overflow="fold")
-    for finding in report.findings:
+    for finding in findings:
         table.add_row(finding.check, " ".join(f"{k}={v}" for k, v in finding.where.items()), finding.message)
     return table
 

@@ -268,7 +268,7 @@ class Blocks(Protocol):
         """Notes the partition's very first start."""
 
     def last_block(self, epoch: int, partition: int) -> Intent | None:
-        """The ledger's newest block of the partition."""
+        """The ledger's newest block of the partition, or the range that was given up after it (rules GAP_RULES)."""
 
     def counted_before(self, epoch: int, partition: int, offset: int) -> tuple[int, int] | None:
         """Epoch and end of the last block at or before that offset."""

@@ -1,12 +1,19 @@
-"""Kafka's topics: made, and checked at each start. The one module that imports confluent_kafka, whose admin client
-tells topic ids; they are how a topic that was deleted and made anew is told from the one before."""
+"""Kafka's topics, made and checked at each start, and the group's offsets for the operator. The one module that imports
+confluent_kafka, whose admin client tells topic ids; they are how a topic that was deleted and made anew is told from
+the one before."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import structlog
-from confluent_kafka import KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 from pipeline.settings import Settings
 
@@ -78,6 +85,69 @@ def topic_id(settings: Settings, topic: str) -> str:
         return str(found[topic].result(_TIMEOUT_S).topic_id)
     except KafkaException as error:
         raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no id of {topic}: {error}") from error
+
+
+def group_members(settings: Settings) -> list[str]:
+    """Members of the workers' group, by name and host; blocks. Raises BrokerUnavailable."""
+    client = _client(settings)
+    try:
+        asked = client.describe_consumer_groups([settings.group], request_timeout=_TIMEOUT_S)
+        found = asked[settings.group].result(_TIMEOUT_S)
+    except KafkaException as error:
+        if error.args[0].name() == "GROUP_ID_NOT_FOUND":
+            return []
+        raise BrokerUnavailable(f"Kafka at {settings.kafka} tells nothing of {settings.group}: {error}") from error
+    return [f"{member.group_instance_id or member.member_id} at {member.host}" for member in found.members]
+
+
+def committed_offsets(settings: Settings, topic: str, partitions: Iterable[int]) -> dict[int, tuple[int, str]]:
+    """The group's offset and metadata of each partition that has one; blocks. Raises BrokerUnavailable."""
+    client = _client(settings)
+    asked = ConsumerGroupTopicPartitions(settings.group, [TopicPartition(topic, p) for p in partitions])
+    try:
+        answers = client.list_consumer_group_offsets([asked], require_stable=True, request_timeout=_TIMEOUT_S)
+        found = answers[settings.group].result(_TIMEOUT_S).topic_partitions
+    except KafkaException as error:
+        if error.args[0].name() == "GROUP_ID_NOT_FOUND":
+            return {}
+        raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no offsets: {error}") from error
+    return {place.partition: (place.offset, place.metadata or "") for place in found if place.offset >= 0}
+
+
+def log_bounds(settings: Settings, topic: str, partitions: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """First offset of each partition, and the offset after its last readable record; blocks. Raises
+    BrokerUnavailable."""
+    client = _client(settings)
+    places = [TopicPartition(topic, p) for p in partitions]
+
+    def ask(spec: Any) -> dict[int, int]:
+        asked = client.list_offsets(
+            dict.fromkeys(places, spec),
+            isolation_level=IsolationLevel.READ_COMMITTED,
+            request_timeout=_TIMEOUT_S,
+        )
+        return {place.partition: answer.result(_TIMEOUT_S).offset for place, answer in asked.items()}
+
+    try:
+        first, end = ask(OffsetSpec.earliest()), ask(OffsetSpec.latest())
+    except KafkaException as error:
+        raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no bounds of {topic}: {error}") from error
+    return {number: (first[number], end[number]) for number in first}
+
+
+def move_offsets(settings: Settings, topic: str, offsets: Mapping[int, int], metadata: str = "") -> None:
+    """Commits these offsets. Without metadata, as any tool does it, the workers take them for lost and go on from the
+    ledger. The broker refuses while the group has members. Blocks. Raises BrokerUnavailable."""
+    client = _client(settings)
+    places = [TopicPartition(topic, number, offset, metadata or None) for number, offset in offsets.items()]
+    asked = ConsumerGroupTopicPartitions(settings.group, places)
+    try:
+        moved = client.alter_consumer_group_offsets([asked], request_timeout=_TIMEOUT_S)[settings.group]
+        faults = [place.error for place in moved.result(_TIMEOUT_S).topic_partitions if place.error]
+    except KafkaException as error:
+        raise BrokerUnavailable(f"Kafka at {settings.kafka} did not move the offsets: {error}") from error
+    if faults:
+        raise BrokerUnavailable(f"Kafka at {settings.kafka} did not move the offsets: {faults[0]}")
 
 
 def _wanted(settings: Settings) -> dict[str, NewTopic]:
