@@ -139,7 +139,8 @@ def move_offsets(settings: Settings, topic: str, offsets: Mapping[int, int], met
     """Commits these offsets. Without metadata, as any tool does it, the workers take them for lost and go on from the
     ledger. The broker refuses while the group has members. Blocks. Raises BrokerUnavailable."""
     client = _client(settings)
-    places = [TopicPartition(topic, number, offset, metadata or None) for number, offset in offsets.items()]
+    told = (metadata,) if metadata else ()
+    places = [TopicPartition(topic, number, offset, *told) for number, offset in offsets.items()]
     asked = ConsumerGroupTopicPartitions(settings.group, places)
     try:
         moved = client.alter_consumer_group_offsets([asked], request_timeout=_TIMEOUT_S)[settings.group]
