@@ -143,24 +143,25 @@ class Proxy:
         link = _Link(writer, None)
         self._links.add(link)
         try:
-            if self._state.refusing:
-                return
-            if self._state.black_hole:
-                await self._wait_while_dead()
-                return
-            if self._target is None:
-                return
-            try:
-                from_server, to_server = await asyncio.open_connection(*self._target)
-            except OSError:
-                return
-            link.ends.append(to_server)
-            await self._both(link, (reader, to_server), (from_server, writer))
-        except (ConnectionError, asyncio.CancelledError):
-            pass
+            await self._link(link, reader, writer)
+        except* (OSError, asyncio.CancelledError):
+            pass  # either side has ended it
         finally:
             link.reset()
             self._links.discard(link)
+
+    async def _link(self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._state.refusing or self._target is None:
+            return
+        if self._state.black_hole:
+            await self._wait_while_dead()
+            return
+        try:
+            from_server, to_server = await asyncio.open_connection(*self._target)
+        except OSError:
+            return
+        link.ends.append(to_server)
+        await self._both(link, (reader, to_server), (from_server, writer))
 
     async def _both(
         self,

@@ -5,7 +5,6 @@ what the worker takes for the time of day is shifted, as a clock that was set is
 """
 
 import os
-import runpy
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,8 @@ from types import SimpleNamespace
 from typing import Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from faust.cli.faust import cli
 
 import pipeline.worker
 
@@ -40,7 +41,7 @@ def main() -> None:
         monotonic=time.monotonic,
     )
     sys.argv = ["faust", "-A", "pipeline.app", "worker"]
-    runpy.run_module("faust", run_name="__main__", alter_sys=True)
+    cli()
 
 
 if __name__ == "__main__":
