@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from cluster import Cluster
-from faults import Fault, Inject, NotStruck, add
+from faults import FAULTS, Fault, Inject, NotStruck, add
 
 _LAUNCHER: Final = Path(__file__).with_name("worker_with_clock.py")
 
@@ -43,3 +43,6 @@ def _set(low_s: float, high_s: float) -> Inject:
 add(Fault("clock-back-a-little", "clock set back within the tolerated skew", _set(-1.0, -0.1)))
 add(Fault("clock-back-far", "clock set back by more than a lease", _set(-40.0, -5.0)))
 add(Fault("clock-back-an-hour", "clock set back by an hour", _set(-3660.0, -3600.0)))
+
+#: Faults that need such a cluster.
+NAMES: Final = frozenset(name for name in FAULTS if name.startswith("clock-"))

@@ -8,7 +8,7 @@ from typing import Final
 
 from between import Between, between
 from cluster import Cluster, ClusterError, until
-from faults import SILENT_S, Fault, Inject, NotStruck, add
+from faults import FAULTS, SILENT_S, Fault, Inject, NotStruck, add
 from proxy import Proxy
 
 _ANSWERS_S: Final = 30.0
@@ -144,3 +144,6 @@ add(Fault("net-worker-isolated", "network half open, a worker and everything", _
 add(Fault("net-zombie-writes", "network cut to the broker, the engine still there", _no_broker_but_engine))
 add(Fault("net-insert-answers-lost", "inserted, answer lost on the way", _answers_lost, quick=True))
 add(Fault("net-store-answers-lost", "any answer of the store lost on the way", _ledger_answers_lost))
+
+#: Faults that need such a cluster.
+NAMES: Final = frozenset(name for name in FAULTS if name.startswith("net-"))

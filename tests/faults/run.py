@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,12 @@ _HERE: Final = Path(__file__).resolve().parent
 sys.path.insert(0, str(_HERE))
 sys.path.insert(1, str(_HERE.parents[1]))
 
+import clock_faults  # noqa: E402
+import disk_faults  # noqa: E402,F401 - puts its faults into the registry
+import log_faults  # noqa: E402,F401
+import network_faults  # noqa: E402
+import store_faults  # noqa: E402,F401
+from between import proxied_cluster  # noqa: E402
 from cluster import Cluster, ClusterError  # noqa: E402
 from events import CATALOG  # noqa: E402
 from faults import FAULTS, Fault, NotStruck  # noqa: E402
@@ -113,9 +119,7 @@ class Driver:
         cluster.await_all_ready()
         key = asyncio.run(_account(cluster, account))
         starts = cluster.await_counted(seconds=_COUNTED_S)
-        load = Load(
-            folder, seed=found.seed, account=account, key=key, events=found.events, seconds=load_s, at=cluster
-        )
+        load = Load(folder, seed=found.seed, account=account, key=key, events=found.events, seconds=load_s, at=cluster)
         try:
             while load.running and not load.acknowledged:
                 time.sleep(0.05)
@@ -167,7 +171,9 @@ def deck(seed: int, faults: Sequence[Fault]) -> Iterator[Fault]:
 
 def record(rounds: Sequence[Round], results: Path = RESULTS) -> None:
     """Appends what came of the rounds to the committed results."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=_HERE, capture_output=True, text=True, check=False)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=_HERE, capture_output=True, text=True, check=False
+    )
     head = {"commit": commit.stdout.strip(), "day": datetime.now(UTC).date().isoformat()}
     with results.open("a") as file:
         for found in rounds:
@@ -210,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     budget = Budget(options.minutes, options.rounds)
     with ExitStack() as stack, _progress(console) as bar:
         bar.task("starting the cluster")
-        driver = _driver(stack, folder, options.workers, bar.say)
+        driver = _driver(stack, folder, options.workers, chosen, bar.say)
         budget.begun = time.monotonic()
         faults = iter(chosen) if options.rounds == 1 else deck(seed, chosen)
         seeds = iter(options.seeds) if options.seeds else iter(range(seed, seed + (1 << 30)))
@@ -242,8 +248,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(failed)
 
 
-def _driver(stack: ExitStack, folder: Path, workers: int, say: Callable[[str], None]) -> Driver:
-    cluster = stack.enter_context(Cluster(folder, workers=workers))
+def _cluster(folder: Path, workers: int, chosen: Sequence[Fault]) -> AbstractContextManager[Cluster]:
+    """The plainest cluster that all of the faults can be done to."""
+    options: dict[str, Any] = {"workers": workers}
+    names = {fault.name for fault in chosen}
+    if names & clock_faults.NAMES:
+        options["settings"] = {"FAULTS_CLOCK": str(clock_faults.clock_file(folder))}
+        options["worker_argv"] = clock_faults.clocked
+    return proxied_cluster(folder, **options) if names & network_faults.NAMES else Cluster(folder, **options)
+
+
+def _driver(
+    stack: ExitStack, folder: Path, workers: int, chosen: Sequence[Fault], say: Callable[[str], None]
+) -> Driver:
+    cluster = stack.enter_context(_cluster(folder, workers, chosen))
     driver = Driver(cluster, say=say)
     stack.callback(driver.close)
     return driver
