@@ -4,6 +4,7 @@ Rules: nothing is changed while the group has members, and nothing is given up w
 What a partition would do is decided by `pipeline.going_on`, as the worker decides it.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -15,7 +16,8 @@ from rich.table import Table
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.gap_store import Gap, GapStore
-from pipeline.adapters.kafka_admin import committed_offsets, group_members, log_bounds, move_offsets, topic_id
+from pipeline.adapters.kafka import group_offsets
+from pipeline.adapters.kafka_admin import group_members, log_bounds, move_offsets, topic_id
 from pipeline.block import Committed, Intent, decode_metadata, encode_metadata
 from pipeline.going_on import LedgerAhead, Lost, StoreBehind, from_ledger, going_on, is_gap, out_of_log
 from pipeline.ports import Epoch
@@ -68,7 +70,8 @@ class Skipped(msgspec.Struct, frozen=True):
 
 
 class Offsets:
-    """Offsets of one topic and group. Methods block. Raise BrokerUnavailable, StoreUnavailable, StoreError."""
+    """Offsets of one topic and group. Methods block, outside of any event loop. Raise BrokerUnavailable,
+    LogUnavailable, StoreUnavailable, StoreError."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
@@ -162,7 +165,7 @@ class Offsets:
         if outside:
             raise OffsetsRefused(f"there is no partition {outside[0]}: TALLY_PARTITIONS is {self._settings.partitions}")
         identity = topic_id(self._settings, self._topic)
-        committed = committed_offsets(self._settings, self._topic, numbers)
+        committed = asyncio.run(group_offsets(self._settings, self._topic, numbers))
         bounds = log_bounds(self._settings, self._topic, numbers)
         return [self._seen(number, identity, committed.get(number), bounds[number]) for number in numbers]
 

@@ -33,6 +33,7 @@ from pipeline.stages.mapping import Mapper, Mappers
 
 _PROGRESS_EVERY_S: Final = 1.0
 _STALLED_S: Final = 30.0  # with lag and no movement for so long a worker is not ready
+_TOPIC_EVERY_S: Final = 10.0  # how often the events topic's id is looked at
 _REJOIN_AFTER_S: Final = 10.0  # a session that was refused waits this long for the group to move by itself
 _EXIT_AFTER_S: Final = 20.0  # how long a failed worker may take to stop tidily
 _EXIT_CODE: Final = 70
@@ -42,6 +43,10 @@ log = structlog.get_logger(__name__)
 
 class ClockSkew(Exception):  # noqa: N818
     """The clocks of worker and store differ by more than the lease can bear."""
+
+
+class TopicMadeAnew(Exception):  # noqa: N818 - says what happened
+    """The events topic is another one than when the worker was started."""
 
 
 class CatalogOfSessions:
@@ -118,6 +123,7 @@ class Worker:
         self._tasks = [
             asyncio.create_task(self._look_at_ends(), name="look at ends"),
             asyncio.create_task(self._report_progress(), name="progress"),
+            asyncio.create_task(self._watch_topic(), name="watch the topic"),
             asyncio.create_task(mirror.run(), name="catalog mirror"),
         ]
         for task in self._tasks:
@@ -282,6 +288,23 @@ class Worker:
                 self._ends.update(ends)
                 self._looked.update(dict.fromkeys(ends, looked_ms))
             await self._rejoin_if_refused()
+
+    async def _watch_topic(self) -> None:
+        """A topic that was deleted and made anew under the running worker has other events at the same offsets: once it
+        is longer than the old one was, reading would go on in its middle. Raises TopicMadeAnew."""
+        ask = partial(topic_id, self._settings, self._settings.topic_events)
+        while True:
+            await asyncio.sleep(_TOPIC_EVERY_S)
+            try:
+                found = await asyncio.get_running_loop().run_in_executor(self._io, ask)
+            except BrokerUnavailable as error:
+                log.warning("topic_not_looked_at", error=str(error)[:300])
+                continue
+            if found != self._topic_id:
+                raise TopicMadeAnew(
+                    f"{self._settings.topic_events} was deleted and made anew: started again, the worker counts it "
+                    "from its beginning, as a new epoch"
+                )
 
     async def _report_progress(self) -> None:
         """Each second: how far the partitions are, for usage's `complete_until`."""

@@ -100,20 +100,6 @@ def group_members(settings: Settings) -> list[str]:
     return [f"{member.group_instance_id or member.member_id} at {member.host}" for member in found.members]
 
 
-def committed_offsets(settings: Settings, topic: str, partitions: Iterable[int]) -> dict[int, tuple[int, str]]:
-    """The group's offset and metadata of each partition that has one; blocks. Raises BrokerUnavailable."""
-    client = _client(settings)
-    asked = ConsumerGroupTopicPartitions(settings.group, [TopicPartition(topic, p) for p in partitions])
-    try:
-        answers = client.list_consumer_group_offsets([asked], require_stable=True, request_timeout=_TIMEOUT_S)
-        found = answers[settings.group].result(_TIMEOUT_S).topic_partitions
-    except KafkaException as error:
-        if error.args[0].name() == "GROUP_ID_NOT_FOUND":
-            return {}
-        raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no offsets: {error}") from error
-    return {place.partition: (place.offset, place.metadata or "") for place in found if place.offset >= 0}
-
-
 def log_bounds(settings: Settings, topic: str, partitions: Iterable[int]) -> dict[int, tuple[int, int]]:
     """First offset of each partition, and the offset after its last readable record; blocks. Raises
     BrokerUnavailable."""
