@@ -16,8 +16,8 @@ from rich.table import Table
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.gap_store import Gap, GapStore
-from pipeline.adapters.kafka import group_offsets
-from pipeline.adapters.kafka_admin import group_members, log_bounds, move_offsets, topic_id
+from pipeline.adapters.kafka import group_offsets, move_offsets
+from pipeline.adapters.kafka_admin import group_members, log_bounds, topic_id
 from pipeline.block import Committed, Intent, decode_metadata, encode_metadata
 from pipeline.going_on import LedgerAhead, Lost, StoreBehind, from_ledger, going_on, is_gap, out_of_log
 from pipeline.ports import Epoch
@@ -88,7 +88,7 @@ class Offsets:
         self._must_be_idle()
         found = self._look(partitions)
         targets = {seen.shown.partition: self._ledger_says(seen) for seen in found}
-        move_offsets(self._settings, self._topic, targets)
+        asyncio.run(move_offsets(self._settings, self._topic, targets))
         return [Reset(s.shown.partition, s.shown.committed, targets[s.shown.partition]) for s in found]
 
     def skip(self, partition: int, *, reason: str, told_by: str, say: Callable[[str], None]) -> Skipped:
@@ -134,7 +134,8 @@ class Offsets:
             gap = Gap(shown.epoch, shown.partition, start, end, reason, told_by, datetime.now(UTC))
             self._gaps.give_up(gap, block)
         # as a worker would commit it: by the ledger alone a last block that is whole would be done again
-        move_offsets(self._settings, self._topic, {shown.partition: end}, encode_metadata(shown.epoch, None))
+        metadata = encode_metadata(shown.epoch, None)
+        asyncio.run(move_offsets(self._settings, self._topic, {shown.partition: end}, metadata))
         return Skipped(shown.partition, (start, end) if end > start else None, end, says)
 
     def _wait_until_settled(self, intent: Intent | None, say: Callable[[str], None]) -> None:

@@ -359,6 +359,27 @@ async def group_offsets(settings: Settings, topic: str, partitions: Iterable[int
     }
 
 
+async def move_offsets(settings: Settings, topic: str, offsets: Mapping[int, int], metadata: str = "") -> None:
+    """Commits these offsets for the workers' group, as an operator: the broker refuses while it has members. Without
+    metadata the workers take them for lost and go on from the ledger.
+
+    Not by the client that `kafka_admin` uses: it adds a zero byte to the metadata. Raises LogUnavailable.
+    """
+    consumer = AIOKafkaConsumer(**connection(settings), group_id=settings.group, enable_auto_commit=False)
+    places = {TopicPartition(topic, number): (offset, metadata) for number, offset in offsets.items()}
+    await _start(consumer)
+    try:
+        consumer.assign(list(places))
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            await consumer.commit(places)
+    except (KafkaError, TimeoutError) as error:
+        raise LogUnavailable(
+            f"Kafka did not move the offsets of {settings.group}: {error!r}; is a worker running?"
+        ) from error
+    finally:
+        await consumer.stop()
+
+
 class LogRanges:
     """Ranges of partitions, as the sessions read them. Keeps one connection for asking after bounds."""
 

@@ -1,18 +1,12 @@
-"""Kafka's topics, made and checked at each start, and the group's offsets for the operator. The one module that imports
-confluent_kafka, whose admin client tells topic ids; they are how a topic that was deleted and made anew is told from
-the one before."""
+"""Kafka's topics, made and checked at each start, and what an operator asks of the group and the log. The one module
+that imports confluent_kafka, whose admin client tells topic ids; they are how a topic that was deleted and made anew is
+told from the one before."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import structlog
-from confluent_kafka import (
-    ConsumerGroupTopicPartitions,
-    IsolationLevel,
-    KafkaException,
-    TopicCollection,
-    TopicPartition,
-)
+from confluent_kafka import IsolationLevel, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 from pipeline.settings import Settings
@@ -119,22 +113,6 @@ def log_bounds(settings: Settings, topic: str, partitions: Iterable[int]) -> dic
     except KafkaException as error:
         raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no bounds of {topic}: {error}") from error
     return {number: (first[number], end[number]) for number in first}
-
-
-def move_offsets(settings: Settings, topic: str, offsets: Mapping[int, int], metadata: str = "") -> None:
-    """Commits these offsets. Without metadata, as any tool does it, the workers take them for lost and go on from the
-    ledger. The broker refuses while the group has members. Blocks. Raises BrokerUnavailable."""
-    client = _client(settings)
-    told = (metadata,) if metadata else ()
-    places = [TopicPartition(topic, number, offset, *told) for number, offset in offsets.items()]
-    asked = ConsumerGroupTopicPartitions(settings.group, places)
-    try:
-        moved = client.alter_consumer_group_offsets([asked], request_timeout=_TIMEOUT_S)[settings.group]
-        faults = [place.error for place in moved.result(_TIMEOUT_S).topic_partitions if place.error]
-    except KafkaException as error:
-        raise BrokerUnavailable(f"Kafka at {settings.kafka} did not move the offsets: {error}") from error
-    if faults:
-        raise BrokerUnavailable(f"Kafka at {settings.kafka} did not move the offsets: {faults[0]}")
 
 
 def _wanted(settings: Settings) -> dict[str, NewTopic]:
