@@ -18,7 +18,7 @@ from oracle import Oracle
 from run import _account
 
 _AWAY_S: Final = float(os.environ.get("TALLY_ENGINE_AWAY_S", "40"))
-_EVENTS_A_SECOND: Final = 1_500
+_EVENTS_A_SECOND: Final = 600
 _LIMITS: Final = {"TALLY_BLOCK_ROWS_MAX": "5000", "TALLY_BLOCK_BYTES_MAX": str(1 << 20)}
 _RSS_MORE_MAX: Final = 400 << 20  # two fetched blocks' worth a partition, what the clients buffer, and the allocator's
 
