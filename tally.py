@@ -6,9 +6,11 @@ done.
 """
 
 import asyncio
+import getpass
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import msgspec
 import orjson
 import structlog
 from litestar import Litestar, Request, Router
@@ -64,6 +67,7 @@ from pipeline.catalog_service import CatalogService
 from pipeline.event import EventError
 from pipeline.metrics import AuditMetrics
 from pipeline.migrate import MigrationError, migrate, pending
+from pipeline.offsets import STOPPED, Offsets, OffsetsRefused, render_offsets
 from pipeline.ports import CatalogUnavailable, LogUnavailable, StoreError, StoreUnavailable
 from pipeline.reject import RejectedLine, RejectPosition, ReplayNote, parse_position
 from pipeline.settings import Settings
@@ -92,6 +96,7 @@ _FAILURES = (
     FileRefused,
     LogUnavailable,
     MigrationError,
+    OffsetsRefused,
     ReceiptError,
     SqlRefused,
     StoreError,
@@ -493,6 +498,71 @@ async def _catalog(settings: Settings) -> AsyncIterator[CatalogService]:
         yield CatalogService(client)
     finally:
         await client.stop()
+
+
+# ------------------------------------------------------------------------------------------------ offsets
+
+
+@cli.group()
+def offsets() -> None:
+    """Where the workers go on, and the ways out when a partition is stopped."""
+
+
+@offsets.command("show")
+@click.option("--json", "as_json", is_flag=True)
+@_told
+def offsets_show(as_json: bool) -> None:
+    """Tell where each partition goes on: the group's commit, the ledger, the log. Exits 1 if one cannot go on."""
+    settings = _settings()
+    found = Offsets(settings, Store(settings)).show()
+    if as_json:
+        _print_json([msgspec.to_builtins(partition) for partition in found])
+    else:
+        Console().print(render_offsets(found))
+        for partition in found:
+            if partition.says:
+                click.echo(f"partition {partition.partition}: {partition.says}")
+    if any(partition.state in STOPPED for partition in found):
+        sys.exit(1)
+
+
+@offsets.command("reset")
+@click.option("--partition", "numbers", type=int, multiple=True, help="This partition; may be given more than once.")
+@click.option("--all", "every", is_flag=True, help="All partitions.")
+@click.option("--to", type=click.Choice(["ledger"]), required=True, help="Where to: the store's ledger.")
+@click.option("--json", "as_json", is_flag=True)
+@_told
+def offsets_reset(numbers: tuple[int, ...], every: bool, to: str, as_json: bool) -> None:
+    """Make the workers go on from the store's ledger, after the store was put back. No worker may run."""
+    settings = _settings()
+    if bool(numbers) == every:
+        raise click.UsageError("give --partition N, or --all")
+    done = Offsets(settings, Store(settings)).reset(range(settings.partitions) if every else numbers)
+    if as_json:
+        _print_json([msgspec.to_builtins(partition) for partition in done])
+        return
+    for partition in done:
+        before = "no offset" if partition.before is None else str(partition.before)
+        click.echo(f"partition {partition.partition}: from {before} to the ledger at {partition.offset}")
+
+
+@offsets.command("skip")
+@click.option("--partition", type=int, required=True, help="The partition.")
+@click.option("--reason", required=True, help="Why the events are gone; every audit shows it.")
+@click.option("--json", "as_json", is_flag=True)
+@_told
+def offsets_skip(partition: int, reason: str, as_json: bool) -> None:
+    """Give up events that were deleted from Kafka before they were counted; told in every audit. No worker may run."""
+    settings = _settings()
+    told_by = f"{getpass.getuser()}@{socket.gethostname()}"
+    done = Offsets(settings, Store(settings)).skip(partition, reason=reason, told_by=told_by, say=_say)
+    if as_json:
+        _print_json(msgspec.to_builtins(done))
+        return
+    lost = "nothing was given up" if done.gap is None else f"offsets {done.gap[0]} to {done.gap[1] - 1} are given up"
+    click.echo(f"partition {partition}: {lost}; the workers go on at {done.position}")
+    if done.says:
+        click.echo(done.says)
 
 
 # ------------------------------------------------------------------------------------------------ catalog

@@ -19,6 +19,7 @@ from consumers.audit_sql import (
     CELLS_SHOWN,
     COUNTS,
     FACT_COUNTS,
+    GAPS,
     IDS,
     MONTHS,
     POSITIONS,
@@ -84,7 +85,9 @@ class Scope:
 class AuditReport:
     """What the audit counted and what does not add up. `drift`: number of broken promises, 0 when all hold;
     `findings` are the first FINDINGS_MAX of each check. `stored`: rows in facts; `cells`: compared in rollups;
-    `broken`: partitions (table, year) of rollups with cells that differ."""
+    `broken`: partitions (table, year) of rollups with cells that differ. `gaps`: ranges of events that were lost before
+    they were counted, and given up by a person who said why. They are no drift, since they are told; they are told
+    every time."""
 
     events: int
     accepted: int
@@ -99,6 +102,7 @@ class AuditReport:
     findings: tuple[Finding, ...]
     scope: Scope = Scope()
     broken: tuple[tuple[str, int], ...] = ()
+    gaps: tuple[Finding, ...] = ()
 
 
 class Auditor:
@@ -127,6 +131,8 @@ class Auditor:
         counts, stored, conservation = self._conservation(scope)
         standing = self._standing(conservation, lambda: self._conservation(scope)[2])
         drift, findings = len(standing), list(standing)
+        gaps, untold = self._gaps()
+        drift, findings = drift + len(untold), [*findings, *untold]
         for check, sql, keys, parameters in _statements(scope, stored):
             look = partial(self._rows, sql, parameters)
             rows = self._standing(look(), look)
@@ -148,6 +154,7 @@ class Auditor:
             findings=tuple(findings),
             scope=about,
             broken=tuple(sorted(broken)),
+            gaps=tuple(gaps),
         )
 
     def _scope(self, period: Period) -> dict[str, Any]:
@@ -173,6 +180,18 @@ class Auditor:
             if found != expected
         ]
         return counts, stored, findings
+
+    def _gaps(self) -> tuple[list[Finding], list[Finding]]:
+        """Ranges that were given up: those that are told, and those that nobody has told of."""
+        told: list[Finding] = []
+        untold: list[Finding] = []
+        for *where, known, message in self._rows(GAPS, {"topic": self._topic}):
+            place = {key: str(value) for key, value in zip((*_BLOCK, "end"), where, strict=True)}
+            if known:
+                told.append(Finding("told_gap", place, message))
+            else:
+                untold.append(Finding("ranges", place, message))
+        return told, untold
 
     def _slices(self, period: Period) -> Iterator[Period]:
         """All of the period, cut between months into slices of a bounded number of facts."""

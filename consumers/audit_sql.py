@@ -37,7 +37,10 @@ PROGRESS: Final = (
     "SELECT `partition`, epoch, position FROM progress FINAL WHERE topic = {topic:String} ORDER BY `partition`"
 )
 
-COUNTS: Final = f"SELECT {', '.join(f'sum({name})' for name in VERDICTS)}, count() FROM {_BLOCKS} AND month = 0"
+# rules 0: no block, but a range that was given up (pipeline.block.GAP_RULES)
+COUNTS: Final = (
+    f"SELECT {', '.join(f'sum({name})' for name in VERDICTS)}, countIf(rules != 0) FROM {_BLOCKS} AND month = 0"
+)
 
 FACT_COUNTS: Final = f"SELECT (SELECT count() FROM {_FACTS}) AS stored, (SELECT count() FROM {_IDS}) AS ids"
 
@@ -77,6 +80,38 @@ FROM
 WHERE message != ''
 ORDER BY epoch, `partition`, `start`
 LIMIT {FOUND_MAX}"""
+
+# Every range that was given up, whoever has told of it; told = 0 where the ledger has it without its reason.
+GAPS: Final = """SELECT epoch, `partition`, `start`, `end`, told, message
+FROM
+(
+    SELECT
+        b.epoch AS epoch,
+        b.`partition` AS `partition`,
+        b.`start` AS `start`,
+        b.`end` AS `end`,
+        g.told AS told,
+        if(
+            told = 1,
+            concat(
+                'given up: ', toString(`end` - `start`), ' records at most, by ', told_by, ' at ',
+                formatDateTime(told_at, '%Y-%m-%dT%H:%i:%SZ', 'UTC'), ': ', reason
+            ),
+            'given up, and nobody has told why'
+        ) AS message
+    FROM
+    (
+        SELECT epoch, `partition`, `start`, `end`
+        FROM blocks FINAL WHERE topic = {topic:String} AND month = 0 AND rules = 0 AND `end` > `start`
+    ) AS b
+    LEFT JOIN
+    (
+        SELECT epoch, `partition`, `start`, `end`, reason, told_by, told_at, toUInt8(1) AS told
+        FROM gaps FINAL
+        WHERE topic = {topic:String}
+    ) AS g ON b.epoch = g.epoch AND b.`partition` = g.`partition` AND b.`start` = g.`start` AND b.`end` = g.`end`
+)
+ORDER BY epoch, `partition`, `start`"""
 
 VERDICT_SUMS: Final = f"""SELECT epoch, `partition`, `start`, message
 FROM

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from consumers.audit import ALL_TIME, AuditReport
+from consumers.audit import ALL_TIME, AuditReport, Finding
 from consumers.audit_deep import Deep
 from consumers.audit_repair import RepairReport
 from consumers.auditor import Audited
@@ -58,10 +58,8 @@ def audit_document(report: AuditReport, deep: Deep | None = None, repair: Repair
         "blocks": report.blocks,
         "stored": report.stored,
         "cells": report.cells,
-        "findings": [
-            {"check": finding.check, "where": dict(finding.where), "message": finding.message}
-            for finding in (*report.findings, *(deep.findings if deep else ()))
-        ],
+        "findings": [_finding_document(finding) for finding in (*report.findings, *(deep.findings if deep else ()))],
+        "gaps": [_finding_document(gap) for gap in report.gaps],
         **({} if deep is None else {"deep": _deep_document(deep)}),
         **({} if repair is None else {"repair": _repair_document(repair)}),
     }
@@ -111,6 +109,10 @@ def _repair_document(repair: RepairReport) -> dict[str, Any]:
         ],
         "beyond": list(repair.beyond),
     }
+
+
+def _finding_document(finding: Finding) -> dict[str, Any]:
+    return {"check": finding.check, "where": dict(finding.where), "message": finding.message}
 
 
 def instant_text(instant: datetime) -> str:

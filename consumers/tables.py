@@ -49,7 +49,8 @@ def render_audit(
         return json.dumps(audit_document(report, deep, repair), indent=2, ensure_ascii=False) + "\n"
     findings = (*report.findings, *(deep.findings if deep else ()))
     if fmt == "csv":
-        rows = ((f.check, " ".join(f"{k}={v}" for k, v in f.where.items()), f.message) for f in findings)
+        told = (*findings, *report.gaps)
+        rows = ((f.check, " ".join(f"{k}={v}" for k, v in f.where.items()), f.message) for f in told)
         return _csv(("check", "where", "message"), rows)
     drift = report.drift + (deep.drift if deep else 0)
     counts = Table(title="Audit", show_header=False)
@@ -61,9 +62,13 @@ def render_audit(
         counts.add_row("read again from the log", f"{deep.events:,}")
     counts.add_row("drift", f"{drift:,}", style="bold red" if drift else "bold green")
     text = _text(counts, console) + _audited(report) + _read_again(deep) + _rebuilt(repair)
+    if report.gaps:
+        text += _text(_findings(f"{len(report.gaps):,} ranges of events were lost and given up", report.gaps), console)
     if not drift:
-        return text + "Every event counts once; facts, ids, ledger and every rollup agree.\n"
-    return text + _text(_findings(drift, findings), console)
+        left = "event that was not lost" if report.gaps else "event"
+        return text + f"Every {left} counts once; facts, ids, ledger and every rollup agree.\n"
+    title = f"{drift:,} broken promises, the first {len(findings):,}"
+    return text + _text(_findings(title, findings), console)
 
 
 def _read_again(deep: Deep | None) -> str:
@@ -106,8 +111,8 @@ def _audited(report: AuditReport) -> str:
     )
 
 
-def _findings(drift: int, findings: Sequence[Finding]) -> Table:
-    table = Table(title=f"{drift:,} broken promises, the first {len(findings):,}")
+def _findings(title: str, findings: Sequence[Finding]) -> Table:
+    table = Table(title=title)
     for column in ("check", "where", "what"):
         table.add_column(column, overflow="fold")
     for finding in findings:

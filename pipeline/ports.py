@@ -268,7 +268,7 @@ class Blocks(Protocol):
         """Notes the partition's very first start."""
 
     def last_block(self, epoch: int, partition: int) -> Intent | None:
-        """The ledger's newest block of the partition."""
+        """The ledger's newest block of the partition, or the range that was given up after it (rules GAP_RULES)."""
 
     def whole(self, epoch: int, partition: int, start: int) -> bool:
         """Whether the ledger's block that begins there has arrived in every table, with its rejects."""

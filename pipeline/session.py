@@ -24,6 +24,7 @@ import structlog
 
 from pipeline.block import Committed, Intent, Line, decode_metadata, encode_metadata
 from pipeline.changelog import Change, pack_changes, unpack_change
+from pipeline.going_on import LedgerAhead, Lost, StoreBehind, going_on, is_gap, out_of_log, store_behind
 from pipeline.inbox import Inbox, Range
 from pipeline.ports import (
     Batch,
@@ -224,51 +225,33 @@ class Session:
             await asyncio.sleep((self._limits.lease_ms + self._limits.deadline_ms) / 1000)
             ours = await self._committed(epoch.number)
         ledger = await self._store(lambda: self._out.blocks.last_block(epoch.number, self._partition))
-        if ours is None:
-            if ledger is not None:
-                found = Committed(epoch.number, ledger.start, ledger)
-            else:
-                found = Committed(epoch.number, await self._first_offset(epoch), None)
-            await self._commit(found.offset, found.intent)  # what was restored is stated before it is acted on
-            return found
-        if ledger is None:
-            if not epoch.known or ours.offset > epoch.first_offset:
-                await self._stop_as_owner(ours, self._store_is_behind(ours.offset, "is empty"))
-            return ours
-        if ledger.start > ours.offset or (ledger.start == ours.offset and ours.intent is None):
-            self._log.warning("ledger_ahead", ledger=ledger.start, group=ours.offset)
-            return Committed(epoch.number, ledger.start, ledger)
-        if ours.offset not in (ledger.start, ledger.end):
-            await self._stop_as_owner(
-                ours, self._store_is_behind(ours.offset, f"has {ledger.start} to {ledger.end} as its last block")
-            )
-        # a block's ledger entry is written before its rows: a store put back to the moment between has only the first
-        if ours.offset == ledger.end and not await self._store(
-            lambda: self._out.blocks.whole(epoch.number, self._partition, ledger.start)
-        ):
-            await self._stop_as_owner(
-                ours,
-                self._store_is_behind(ours.offset, f"lacks parts of its last block, {ledger.start} to {ledger.end}"),
-            )
-        return ours
+        match going_on(self._partition, ours, ledger, epoch):
+            case StoreBehind(committed, reason):
+                await self._stop_as_owner(committed, reason)
+            case Lost(known):
+                found = known or Committed(epoch.number, await self._first_offset(epoch), None)
+                await self._commit(found.offset, found.intent)  # what was restored is stated before it is acted on
+            case LedgerAhead(found):
+                self._log.warning("ledger_ahead", ledger=found.offset, group=ours.offset if ours else None)
+            case Committed() as found:
+                await self._check_last_block(found, ledger)
+        return found
 
-    def _store_is_behind(self, counted: int, ledger: str) -> str:
-        return (
-            f"the group has counted partition {self._partition} up to {counted}, the store's ledger {ledger}: the "
-            "store was put back to an older state. Restore a newer backup, or reset the group's offset of this "
-            "partition with kafka-consumer-groups.sh while no worker runs: the worker then goes on from the ledger"
-        )
+    async def _check_last_block(self, committed: Committed, last: Intent | None) -> None:
+        """A block's ledger entry is written before its rows: a store put back to the moment between has only the
+        first."""
+        if last is None or is_gap(last) or committed.offset != last.end:
+            return
+        if not await self._store(lambda: self._out.blocks.whole(last.epoch, self._partition, last.start)):
+            lacks = f"lacks parts of its last block, {last.start} to {last.end}"
+            await self._stop_as_owner(committed, store_behind(self._partition, committed.offset, lacks))
 
     async def _check_retention(self, committed: Committed) -> None:
         """What is not counted yet must still be in the log: reading on from elsewhere would lose it silently."""
         first, end = await self._bounds(self._place.topic)
-        if not first <= committed.offset <= end:
-            await self._stop_as_owner(
-                committed,
-                f"partition {self._partition} goes on at offset {committed.offset}, but its log holds {first} to {end} "
-                "only: events were deleted before they were counted. Put the records back, and raise "
-                "TALLY_RETENTION_HOURS above the longest time that no worker runs",
-            )
+        reason = out_of_log(self._partition, committed.offset, first, end)
+        if reason is not None:
+            await self._stop_as_owner(committed, reason)
 
     async def _stop_as_owner(self, committed: Committed, reason: str) -> NoReturn:
         """Only the owner may say that a partition must not go on, and may have seen it all: a commit of what is there

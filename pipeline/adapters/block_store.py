@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.rollup_view import MARKED, insert_from, select_over
-from pipeline.block import Intent, Line, Position, Sighting, Verdict, pack_sighting
+from pipeline.block import GAP_RULES, Intent, Line, Position, Sighting, Verdict, pack_sighting
 from pipeline.event import id_hash, readable_transaction_id
 from pipeline.ports import Epoch, Landed, Progress
 from pipeline.stages.sink import MARK_ACCOUNT, Block, mark_name, scaled, unscaled
@@ -85,7 +85,7 @@ class BlockStore:
         self._store.insert_arrow("epochs", pa.Table.from_pylist([row], _EPOCHS))
 
     def last_block(self, epoch: int, partition: int) -> Intent | None:
-        """The ledger's newest block of the partition, in the form of its intent."""
+        """The ledger's newest block of the partition, in the form of its intent; or the range given up after it."""
         rows = self._store.query(
             """SELECT `start`, `end`, rows, crc, catalog_version, rules, toUnixTimestamp64Milli(stated_at)
             FROM blocks FINAL
@@ -115,9 +115,10 @@ class BlockStore:
         rows = self._store.query(
             """SELECT epoch, `end` FROM blocks FINAL
             WHERE topic = {topic:String} AND `partition` = {partition:UInt32} AND month = 0
+            AND rules != {gap:UInt32}
             AND (epoch < {epoch:UInt32} OR (epoch = {epoch:UInt32} AND `end` <= {offset:UInt64}))
             ORDER BY epoch DESC, `end` DESC LIMIT 1""",
-            {**self._where(epoch, partition), "offset": offset},
+            {**self._where(epoch, partition), "offset": offset, "gap": GAP_RULES},
         ).rows
         return (rows[0][0], rows[0][1]) if rows else None
 
@@ -170,7 +171,7 @@ class BlockStore:
     def landed(self, block: Block) -> Landed:
         """What has arrived of the block: its rows in facts, its ids, and its mark in every rollup. Of a block without
         rows nothing is missing."""
-        if block.rows is None:
+        if not block.months:
             return Landed({})
         where = {**self._where(block.epoch, block.partition), "start": block.start}
         arrivals: dict[tuple[str, int], int] = {}
@@ -481,7 +482,7 @@ def _ledger(rows: Sequence[dict[str, Any]]) -> pa.Table:
         }
         for row in rows
     ]
-    return pa.Table.from_pylist(plain, _BLOCKS)
+    return pa.Table.from_pylist(plain, BLOCKS_SCHEMA)
 
 
 _MILLIS = pa.timestamp("ms", "UTC")
@@ -496,7 +497,7 @@ _EPOCHS = pa.schema(
         ("started_at", _MILLIS),
     ]
 )
-_BLOCKS = pa.schema(
+BLOCKS_SCHEMA = pa.schema(
     [
         ("topic", pa.string()),
         ("epoch", pa.uint32()),

@@ -12,6 +12,7 @@ from typing import Any, Final
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka import errors as Errors  # noqa: N812 - as the driver's own code calls them
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.consumer.group_coordinator import OffsetCommitRequest
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import KafkaError
@@ -336,6 +337,47 @@ async def leave_group(consumer: AIOKafkaConsumer, *, timeout_s: float) -> None:
             await coordinator._maybe_leave_group()
     except (KafkaError, TimeoutError):
         coordinator.reset_generation()
+
+
+async def group_offsets(settings: Settings, topic: str, partitions: Iterable[int]) -> dict[int, tuple[int, str]]:
+    """The workers' offset and metadata of each partition that has one, without being a member of their group.
+
+    Not by the client that `kafka_admin` uses: it reads metadata beyond their end. Raises LogUnavailable.
+    """
+    client = AIOKafkaAdminClient(**connection(settings))
+    places = [TopicPartition(topic, number) for number in partitions]
+    try:
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            await client.start()
+            found = await client.list_consumer_group_offsets(settings.group, partitions=places)
+    except (KafkaError, TimeoutError, OSError) as error:
+        raise LogUnavailable(f"Kafka tells no offsets of {settings.group}: {error!r}") from error
+    finally:
+        await client.close()
+    return {
+        place.partition: (entry.offset, entry.metadata or "") for place, entry in found.items() if entry.offset >= 0
+    }
+
+
+async def move_offsets(settings: Settings, topic: str, offsets: Mapping[int, int], metadata: str = "") -> None:
+    """Commits these offsets for the workers' group, as an operator: the broker refuses while it has members. Without
+    metadata the workers take them for lost and go on from the ledger.
+
+    Not by the client that `kafka_admin` uses: it adds a zero byte to the metadata. Raises LogUnavailable.
+    """
+    consumer = AIOKafkaConsumer(**connection(settings), group_id=settings.group, enable_auto_commit=False)
+    places = {TopicPartition(topic, number): (offset, metadata) for number, offset in offsets.items()}
+    await _start(consumer)
+    try:
+        consumer.assign(list(places))
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            await consumer.commit(places)
+    except (KafkaError, TimeoutError) as error:
+        raise LogUnavailable(
+            f"Kafka did not move the offsets of {settings.group}: {error!r}; is a worker running?"
+        ) from error
+    finally:
+        await consumer.stop()
 
 
 class LogRanges:

@@ -1,13 +1,20 @@
-"""Kafka's topics: made, and checked at each start. The one module that imports confluent_kafka, whose admin client
-tells topic ids; they are how a topic that was deleted and made anew is told from the one before."""
+"""Kafka's topics, made and checked at each start, and what an operator asks of the group and the log. The one module
+that imports confluent_kafka, whose admin client tells topic ids; they are how a topic that was deleted and made anew is
+told from the one before."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 from pipeline.settings import Settings
 
@@ -97,12 +104,15 @@ def topic_id(settings: Settings, topic: str) -> str:
 
 
 def members(settings: Settings) -> list[str]:
-    """Client ids and hosts of the workers in the group, as the broker sees them; blocks. Raises BrokerUnavailable."""
+    """Names and hosts of the workers in the group, as the broker sees them; blocks. Raises BrokerUnavailable."""
     client = _client(settings)
 
     def ask() -> list[str]:
         groups = client.describe_consumer_groups([settings.group], request_timeout=_TIMEOUT_S)
-        return sorted(f"{m.client_id} on {m.host}" for m in groups[settings.group].result(_TIMEOUT_S).members)
+        return sorted(
+            f"{m.group_instance_id or m.client_id} on {m.host}"
+            for m in groups[settings.group].result(_TIMEOUT_S).members
+        )
 
     return _of_group(settings, ask) or []
 
@@ -138,6 +148,27 @@ def _of_group(settings: Settings, ask: Callable[[], _T]) -> _T | None:
             if (name not in _COMING and isinstance(error, KafkaException)) or time.monotonic() > ends:
                 raise BrokerUnavailable(f"Kafka at {settings.kafka} tells nothing of the group: {name}") from error
         time.sleep(0.5)
+
+
+def log_bounds(settings: Settings, topic: str, partitions: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """First offset of each partition, and the offset after its last readable record; blocks. Raises
+    BrokerUnavailable."""
+    client = _client(settings)
+    places = [TopicPartition(topic, p) for p in partitions]
+
+    def ask(spec: Any) -> dict[int, int]:
+        asked = client.list_offsets(
+            dict.fromkeys(places, spec),
+            isolation_level=IsolationLevel.READ_COMMITTED,
+            request_timeout=_TIMEOUT_S,
+        )
+        return {place.partition: answer.result(_TIMEOUT_S).offset for place, answer in asked.items()}
+
+    try:
+        first, end = ask(OffsetSpec.earliest()), ask(OffsetSpec.latest())
+    except KafkaException as error:
+        raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no bounds of {topic}: {error}") from error
+    return {number: (first[number], end[number]) for number in first}
 
 
 def _wanted(settings: Settings) -> dict[str, NewTopic]:

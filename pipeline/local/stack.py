@@ -23,7 +23,7 @@ from typing import Literal, Self
 
 import msgspec
 
-from pipeline.local.broker import broker_part
+from pipeline.local.broker import Listener, broker_part
 from pipeline.local.part import (
     LOG_BYTES_MAX,
     Child,
@@ -226,8 +226,16 @@ class Supervisor:
     To be used from one thread, which must live as long as the parts: the kernel ends them with it.
     """
 
-    def __init__(self, home: Path, ports: Ports, say: Say, disk_free_min_bytes: int = DISK_FREE_MIN_BYTES) -> None:
+    def __init__(
+        self,
+        home: Path,
+        ports: Ports,
+        say: Say,
+        disk_free_min_bytes: int = DISK_FREE_MIN_BYTES,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
         self.home = home
+        self._listeners = listeners
         self.record = StackRecord()
         self.addresses: Addresses
         self._ports = ports
@@ -272,7 +280,9 @@ class Supervisor:
         engine = engine_part(self.home, port_of(self.record.clickhouse) or 0)
         self._start(engine, logs)
         controller_port = port_of(self.record.kafka_controller) or 0
-        self._start(broker_part(self.home / "kafka", port_of(self.record.kafka) or 0, controller_port, self._say), logs)
+        kafka_port = port_of(self.record.kafka) or 0
+        broker = broker_part(self.home / "kafka", kafka_port, controller_port, self._say, self._listeners)
+        self._start(broker, logs)
         for name in (engine.name, "kafka"):
             self._await(name, stopping)
 
@@ -429,13 +439,16 @@ class Services:
         self.stop()
 
 
-def start_services(home: Path, *, ports: Ports | None = None, say: Say = _log.info) -> Services:
+def start_services(
+    home: Path, *, ports: Ports | None = None, say: Say = _log.info, listeners: Sequence[Listener] = ()
+) -> Services:
     """Start broker and engine on a data folder, return when both are ready (seconds). Nothing watches them.
+    `listeners`: further ones of the broker.
 
     To be called from the main thread: on Linux the kernel ends both when the calling thread ends.
     Raises StackError, PartError, PortTakenError and JarError.
     """
-    supervisor = Supervisor(home.expanduser().absolute(), ports or Ports(), say)
+    supervisor = Supervisor(home.expanduser().absolute(), ports or Ports(), say, listeners=listeners)
     with ExitStack() as undo:
         undo.push(supervisor.__enter__())
         supervisor.start_services(threading.Event())

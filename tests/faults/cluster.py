@@ -24,10 +24,11 @@ import psutil
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from pipeline.local.broker import broker_part
+from pipeline.local.broker import Listener, broker_part
 from pipeline.local.part import Child, Part, tail
 from pipeline.local.port import choose
 from pipeline.local.stack import engine_part
+from pipeline.local.stackfile import port_of
 
 GROUP = "tally-worker"
 TOPIC = "tally.events"
@@ -396,21 +397,19 @@ class Cluster:
 
     def _broker(self) -> Part:
         """The product's broker with a listener more for each address that workers were given instead of its own."""
-        part = broker_part(self.folder / "kafka", self._ports["kafka"], self._ports["controller"], lambda _: None)
         given = [self._worker_kafka] if isinstance(self._worker_kafka, str) else (self._worker_kafka or {}).values()
-        path = self.folder / "kafka" / "server.properties"
-        lines = dict(line.split("=", 1) for line in path.read_text().splitlines() if line and not line.startswith("#"))
+        taken = set(self._ports.values())
+        listeners = []
         for number, address in enumerate(sorted(set(given))):
-            port = choose("proxied kafka", wanted=None, remembered=None, taken=set(self._ports.values()))
+            port = choose("proxied kafka", wanted=None, remembered=None, taken=taken)
             self.proxied_kafka[address] = f"127.0.0.1:{port}"
-            lines["listeners"] += f",PROXIED{number}://127.0.0.1:{port}"
-            lines["advertised.listeners"] += f",PROXIED{number}://{address}"
-        if self.proxied_kafka:
-            names = ["PLAINTEXT", "CONTROLLER", *(f"PROXIED{n}" for n in range(len(self.proxied_kafka)))]
-            lines["listener.security.protocol.map"] = ",".join(f"{name}:PLAINTEXT" for name in names)
-            lines["inter.broker.listener.name"] = "PLAINTEXT"
-        lines.update(self._properties)
-        path.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+            listeners.append(Listener(f"PROXIED{number}", port, port_of(address) or 0))
+        ports = self._ports["kafka"], self._ports["controller"]
+        part = broker_part(self.folder / "kafka", *ports, lambda _: None, listeners)
+        if self._properties:
+            path = self.folder / "kafka" / "server.properties"
+            more = "".join(f"{name}={value}\n" for name, value in self._properties.items())
+            path.write_text(path.read_text() + more)  # of a property that is there twice, the later one counts
         return part
 
     def _url(self, name: str) -> str:

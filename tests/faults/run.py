@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,12 @@ _HERE: Final = Path(__file__).resolve().parent
 sys.path.insert(0, str(_HERE))
 sys.path.insert(1, str(_HERE.parents[1]))
 
+import clock_faults  # noqa: E402
+import disk_faults  # noqa: E402,F401 - puts its faults into the registry
+import log_faults  # noqa: E402,F401
+import network_faults  # noqa: E402
+import store_faults  # noqa: E402,F401
+from between import proxied_cluster  # noqa: E402
 from cluster import Cluster, ClusterError  # noqa: E402
 from events import CATALOG  # noqa: E402
 from faults import FAULTS, Fault, NotStruck  # noqa: E402
@@ -212,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     budget = Budget(options.minutes, options.rounds)
     with ExitStack() as stack, _progress(console) as bar:
         bar.task("starting the cluster")
-        driver = _driver(stack, folder, options.workers, bar.say)
+        driver = _driver(stack, folder, options.workers, chosen, bar.say)
         budget.begun = time.monotonic()
         faults = iter(chosen) if options.rounds == 1 else deck(seed, chosen)
         seeds = iter(options.seeds) if options.seeds else iter(range(seed, seed + (1 << 30)))
@@ -244,8 +250,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(failed)
 
 
-def _driver(stack: ExitStack, folder: Path, workers: int, say: Callable[[str], None]) -> Driver:
-    cluster = stack.enter_context(Cluster(folder, workers=workers))
+def _cluster(folder: Path, workers: int, chosen: Sequence[Fault]) -> AbstractContextManager[Cluster]:
+    """The plainest cluster that all of the faults can be done to."""
+    options: dict[str, Any] = {"workers": workers}
+    names = {fault.name for fault in chosen}
+    if names & clock_faults.NAMES:
+        options["settings"] = {"FAULTS_CLOCK": str(clock_faults.clock_file(folder))}
+        options["worker_argv"] = clock_faults.clocked
+    return proxied_cluster(folder, **options) if names & network_faults.NAMES else Cluster(folder, **options)
+
+
+def _driver(
+    stack: ExitStack, folder: Path, workers: int, chosen: Sequence[Fault], say: Callable[[str], None]
+) -> Driver:
+    cluster = stack.enter_context(_cluster(folder, workers, chosen))
     driver = Driver(cluster, say=say)
     stack.callback(driver.close)
     return driver
