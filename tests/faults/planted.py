@@ -16,7 +16,7 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pipeline import session
+from pipeline import session, worker
 from pipeline.adapters import block_store
 from pipeline.stages import build, dedup
 
@@ -72,8 +72,14 @@ BUGS: Final[dict[str, tuple[_Change, ...]]] = {
             "self._out.io.submit(self._out.blocks.insert, block, deadline_ms)",
         ),
     ),
-    # a commit that the group refuses is taken for done
+    # a commit that the group refuses is taken for done, by sessions that hear of the rebalance late, as they may
     "stale-generation": (
+        (
+            worker.Worker,
+            "release",
+            "sessions, self._sessions = self._sessions, {}",
+            "await asyncio.sleep(3 if self._sessions else 0)\n    sessions, self._sessions = self._sessions, {}",
+        ),
         (
             session.Session,
             "_commit",
@@ -113,7 +119,7 @@ def main() -> None:
         plant(name)
         print(f"planted {name}", file=sys.stderr)
     sys.argv = ["faust", "-A", "pipeline.app", "worker"]
-    runpy.run_module("faust", run_name="__main__")
+    runpy.run_module("faust.__main__", run_name="__main__")  # `faust` itself is imported by now
 
 
 if __name__ == "__main__":
