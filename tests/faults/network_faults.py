@@ -142,7 +142,7 @@ def _ledger_answers_lost(cluster: Cluster, draw: random.Random) -> None:
 
 add(Fault("net-worker-isolated", "network half open, a worker and everything", _isolated))
 add(Fault("net-zombie-writes", "network cut to the broker, the engine still there", _no_broker_but_engine))
-add(Fault("net-insert-answers-lost", "inserted, answer lost on the way", _answers_lost, quick=True))
+add(Fault("net-insert-answers-lost", "inserted, answer lost on the way", _answers_lost))
 add(Fault("net-store-answers-lost", "any answer of the store lost on the way", _ledger_answers_lost))
 
 #: Faults that need such a cluster.

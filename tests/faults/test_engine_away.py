@@ -1,6 +1,6 @@
 """The engine is away for long while events come in: memory stays bounded, the worker tells the truth, then catches up.
 
-The quick form takes 40 s; TALLY_ENGINE_AWAY_S=600 is the long one (ten minutes; minutes more to run).
+The quick form takes 40 s; FAULTS_AWAY_S=600 is the long one (ten minutes; minutes more to run).
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from load import Load
 from oracle import Oracle
 from run import _account
 
-_AWAY_S: Final = float(os.environ.get("TALLY_ENGINE_AWAY_S", "40"))
+_AWAY_S: Final = float(os.environ.get("FAULTS_AWAY_S", "40"))
 _EVENTS_A_SECOND: Final = 600
 _LIMITS: Final = {"TALLY_BLOCK_ROWS_MAX": "5000", "TALLY_BLOCK_BYTES_MAX": str(1 << 20)}
 _RSS_MORE_MAX: Final = 400 << 20  # two fetched blocks' worth a partition, what the clients buffer, and the allocator's
