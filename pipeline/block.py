@@ -165,7 +165,7 @@ unpack_raw = _sighting.unpack
 
 
 def pack_sighting(sighting: Sighting) -> bytes:
-    """20 bytes: epoch (16 bits), line (24), offset (48), content hash (40), append time in seconds (16 low, 16 high)."""
+    """20 bytes: epoch (16 bits), line (24), offset (48), content hash (40), append second (low 16, high 16)."""
     (epoch, offset, line), content, append_s = sighting
     return pack_raw(
         epoch << 48 | line << 24 | offset >> 24,

@@ -40,13 +40,20 @@ def pack_changes(epoch: int, start: int, end: int, entries: Mapping[bytes, bytes
 
 def place_of(record: bytes) -> tuple[int, int]:
     """Epoch and start of the block that a record belongs to, without its entries. Raises BadChange."""
-    _, epoch, start, _ = _header_of(record)
+    epoch, start, _ = _header_of(record)
     return epoch, start
+
+
+def reach_of(record: bytes) -> tuple[int, int]:
+    """Epoch and how far the record reaches: its block's end for the last one of a block, otherwise its start. Raises
+    BadChange."""
+    epoch, _, end = _header_of(record)
+    return epoch, end
 
 
 def unpack_change(record: bytes) -> Change:
     """The change that a record holds. Raises BadChange."""
-    _, epoch, start, end = _header_of(record)
+    epoch, start, end = _header_of(record)
     entries = [
         (record[i : i + KEY_BYTES], record[i + KEY_BYTES : i + _ENTRY_BYTES])
         for i in range(_header.size, len(record), _ENTRY_BYTES)
@@ -54,10 +61,10 @@ def unpack_change(record: bytes) -> Change:
     return Change(epoch, start, end, entries)
 
 
-def _header_of(record: bytes) -> tuple[int, int, int, int]:
+def _header_of(record: bytes) -> tuple[int, int, int]:
     if len(record) < _header.size or (len(record) - _header.size) % _ENTRY_BYTES:
         raise BadChange(f"a changelog record of {len(record)} bytes is damaged")
     version, epoch, start, end = _header.unpack_from(record)
     if version != _VERSION:
         raise BadChange(f"a changelog record has version {version}; this worker reads version {_VERSION}")
-    return version, epoch, start, end
+    return epoch, start, end

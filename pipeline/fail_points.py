@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from typing import Final
 
+EXPIRY_POINTS: Final = ("filter_saved", "expired_deleted", "changelog_trimmed")
 POINTS: Final = (
     "before_intent",
     "intent_committed",
@@ -20,6 +21,7 @@ POINTS: Final = (
     "changelog_acknowledged",
     "before_end",
     "end_committed",
+    *EXPIRY_POINTS,
 )
 
 

@@ -115,6 +115,13 @@ class LogReader(Protocol):
         """The records of [start, end) in batches, then stops. Raises LogUnavailable."""
 
 
+class LogTrimmer(Protocol):
+    """Lets the old end of a partition go. Blocks; the caller uses a thread."""
+
+    def trim(self, topic: str, partition: int, offset: int) -> None:
+        """Records below that offset are there no more. Raises LogUnavailable."""
+
+
 # ------------------------------------------------------------------------------------------------ the group
 
 

@@ -20,7 +20,6 @@ import numpy as np
 import structlog
 import xxhash
 
-from pipeline.block import KEY_BYTES
 from pipeline.ports import Border
 
 BITS_PER_ID: Final = 20
@@ -69,7 +68,7 @@ class ExpiredIds:
         found = np.zeros(len(halves), dtype=bool)
         for segment in self._segments:
             found[segment.places_of(halves, masks)] = True
-        return [keys[i] for i in np.flatnonzero(found)]
+        return [keys[i] for i in np.flatnonzero(found).tolist()]
 
     def save(self, reach: Border) -> None:
         """Makes everything that was added durable: it now reaches up to that border. Blocks. Raises OSError."""
@@ -88,7 +87,7 @@ class ExpiredIds:
                 file.write(digest.digest())
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(name, self._path)  # noqa: PTH105 - beside os.fsync
+            os.replace(name, self._path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
@@ -157,14 +156,6 @@ def _masks(halves: Any) -> Any:
     """One bit for each word of a block."""
     bits = (halves[:, 0] >> np.uint64(32)).astype(np.uint32)[:, None] * _SALTS >> np.uint32(27)
     return np.uint32(1) << bits
-
-
-def packed(keys: Sequence[bytes]) -> bytes:
-    """Keys as `add` takes them. Raises ValueError for one of another length."""
-    joined = b"".join(keys)
-    if len(joined) != KEY_BYTES * len(keys):
-        raise ValueError("a key of an id has 16 bytes")
-    return joined
 
 
 def _sync_folder(folder: Path) -> None:

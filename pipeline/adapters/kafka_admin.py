@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import structlog
-from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka import KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
+from pipeline.ports import LogUnavailable
 from pipeline.settings import Settings
 
 _TIMEOUT_S: Final = 20.0
@@ -78,6 +79,22 @@ def topic_id(settings: Settings, topic: str) -> str:
         return str(found[topic].result(_TIMEOUT_S).topic_id)
     except KafkaException as error:
         raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no id of {topic}: {error}") from error
+
+
+class Trimmer:
+    """Lets the old end of partitions go (Kafka's DeleteRecords). Connects for each call, which are rare."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def trim(self, topic: str, partition: int, offset: int) -> None:
+        """Records below that offset are there no more; blocks. Raises LogUnavailable."""
+        client = _client(self._settings)
+        try:
+            (done,) = client.delete_records([TopicPartition(topic, partition, offset)]).values()
+            done.result(_TIMEOUT_S)
+        except (KafkaException, TimeoutError) as error:
+            raise LogUnavailable(f"Kafka lets no records of {topic}/{partition} go: {error}") from error
 
 
 def _wanted(settings: Settings) -> dict[str, NewTopic]:

@@ -101,7 +101,7 @@ class SightingTable:
         self._db = db
         self._expired = expired
         self._scanning = ReadOptions()
-        self._scanning.fill_cache(False)  # a sweep must not push out what look-ups need
+        self._scanning.fill_cache(False)  # type: ignore[call-arg]  # typed without its argument; a sweep must not push out what look-ups need
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The packed sightings of those keys that are there."""
@@ -149,7 +149,8 @@ class SightingTable:
         """Entries with keys above `after`, in their order, at most so many; empty after the last."""
         found: list[tuple[bytes, bytes]] = []
         try:
-            for key, value in self._db.items(from_key=after + b"\0", read_opt=self._scanning):
+            entries: Any = self._db.items(from_key=after + b"\0", read_opt=self._scanning)
+            for key, value in entries:
                 if len(key) == KEY_BYTES:
                     found.append((key, value))
                 if len(found) == most:

@@ -23,7 +23,7 @@ class MemoryTable:
         """The same content, open; the filter as it was saved."""
         made = MemoryTable()
         made.entries = dict(self.entries)
-        made.expired = self.expired.saved()
+        made.expired = self.expired.saved()  # also of what is saved later: whoever opens the copy copies it anew
         made._marker, made._border = self._marker, self._border
         return made
 
@@ -107,17 +107,26 @@ class MemoryTable:
 
 
 class MemoryFilter:
-    """Expired ids, with what was saved of them."""
+    """Expired ids beside their file, which outlives the process as soon as it is written."""
 
-    def __init__(self, keys: frozenset[bytes] = frozenset(), reach: Border = Border(0, 0)) -> None:  # noqa: B008
-        self.keys = set(keys)
-        self.reach = reach
-        self._saved = keys
+    def __init__(self, file: "MemoryFile | None" = None) -> None:
+        self.file = file or MemoryFile()
+        self.keys = set(self.file.keys)
+        self.reach = self.file.reach
 
     def save(self, reach: Border) -> None:
         """What a crash leaves from now on."""
-        self._saved, self.reach = frozenset(self.keys), reach
+        self.file.keys, self.file.reach = frozenset(self.keys), reach
+        self.reach = reach
 
     def saved(self) -> "MemoryFilter":
         """What the next process finds."""
-        return MemoryFilter(self._saved, self.reach)
+        return MemoryFilter(self.file)
+
+
+class MemoryFile:
+    """A file of expired ids; deleting it is making it anew."""
+
+    def __init__(self) -> None:
+        self.keys: frozenset[bytes] = frozenset()
+        self.reach = Border(0, 0)

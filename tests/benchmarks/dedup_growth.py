@@ -190,9 +190,7 @@ def in_a_process(part: str, ids: int, *, quiet: bool) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="dedup-growth-"))
     try:
         command = [sys.executable, __file__, "--part", part, str(ids), str(folder), *(["--json"] if quiet else [])]
-        done = subprocess.run(
-            command, check=True, stdout=subprocess.PIPE
-        )
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
         found: dict[str, Any] = json.loads(done.stdout)
         return found
     finally:

@@ -7,9 +7,11 @@ conservation law is checked at the end, and at each commit everything below the 
 import asyncio
 import json
 import random
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from virtual_loop import VirtualExecutor
@@ -17,12 +19,13 @@ from virtual_loop import VirtualExecutor
 from pipeline.adapters.block_store_fake import TABLES, MemoryBlocks, block_name
 from pipeline.adapters.group_fake import Coordinator, MemoryGroup
 from pipeline.adapters.log_fake import MemoryLog
-from pipeline.adapters.rocks_fake import MemoryTable
+from pipeline.adapters.rocks import SightingTable, Tables
+from pipeline.adapters.rocks_fake import MemoryFile, MemoryTable
 from pipeline.block import Position, Verdict, decode_metadata, unpack_sighting
 from pipeline.catalog import Account, Catalog, Feature, encode_account, encode_feature
 from pipeline.changelog import unpack_change
 from pipeline.event import derived_id_hash, id_hash, partition_of
-from pipeline.ports import CommitAnswer, Header, Landed, LogUnavailable, Member, Record, StoreUnavailable
+from pipeline.ports import Border, CommitAnswer, Header, Landed, LogUnavailable, Member, Record, StoreUnavailable
 from pipeline.session import Limits, Outside, Session
 from pipeline.stages.build import Place
 from pipeline.stages.mapping import Mapper, Mappers
@@ -31,6 +34,7 @@ from pipeline.stages.sink import Block
 TOPIC, REJECTS, CHANGELOG = "events", "rejects", "changelog"
 START_MS = 1_790_000_000_000
 LEASE_MS, DEADLINE_MS = 4_000, 2_000
+WINDOWS_MS = (400, 0, 1_500)  # of the dedup table, by the seed; most runs last ten seconds
 
 
 class Violation(AssertionError):  # noqa: N818 - says what happened
@@ -71,6 +75,16 @@ class _Blocks(MemoryBlocks):
     def landed(self, block: Block) -> Any:
         self.world.hiccup()
         return super().landed(block)
+
+    def ids(self, partition: int, after: bytes, since: Border) -> bytes:
+        self.world.hiccup()
+        return super().ids(partition, after, since)
+
+    def find(self, partition: int, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        self.world.hiccup()
+        found = super().find(partition, keys)
+        self.world.recalled += len(found)
+        return found
 
     def write_ledger(self, block: Block, stated_ms: int) -> None:
         self.world.hiccup()
@@ -142,6 +156,22 @@ class _Writer:
         if world.chance(world.faults.log):
             raise LogUnavailable("the acknowledgement was lost")
         return offset
+
+
+class _Trimmer:
+    """One worker's deletions; a zombie's may come late."""
+
+    def __init__(self, worker: "SimWorker") -> None:
+        self.worker = worker
+
+    def trim(self, topic: str, partition: int, offset: int) -> None:
+        world = self.worker.world
+        if world.chance(world.faults.log):
+            raise LogUnavailable("not sent")
+        world.log.trim(topic, partition, offset)
+        world.trimmed += 1
+        if world.chance(world.faults.log):
+            raise LogUnavailable("the answer was lost")
 
 
 class _Reader:
@@ -245,7 +275,7 @@ class SimWorker:
         """The process begins with what is on its disk."""
         world = self.world
         self.alive, self.silent = True, False
-        self.tables: dict[int, MemoryTable] = {}
+        self.tables: dict[int, MemoryTable | SightingTable] = {}
         self.sessions = {}
         self.group = _Group(self)
         self.cpu = VirtualExecutor(lambda: world.random.uniform(0, 0.01), serial=True)
@@ -270,13 +300,24 @@ class SimWorker:
         self.cpu.dead = self.io.dead = True
         for task in [*self._tasks, *(task for _, task in self.sessions.values())]:
             task.cancel()
+        if self.world.folder is not None:
+            for table in self.tables.values():
+                table.close()
         if disk_lost:
             self.disk = [MemoryTable() for _ in self.disk]
+            if self.world.folder is not None:
+                shutil.rmtree(self.world.folder / str(self.number), ignore_errors=True)
+
+    def lose_filters(self) -> None:
+        """The files of expired ids are gone or damaged; the tables are not."""
+        for table in self.disk:
+            table.expired.file.__dict__.update(MemoryFile().__dict__)
 
     def flush(self) -> None:
         """The memory tables reach the disk."""
         for number, table in self.tables.items():
-            self.disk[number] = table.copy()
+            if isinstance(table, MemoryTable):
+                self.disk[number] = table.copy()
 
     def fail_point(self, name: str) -> None:
         """Counts, and kills by chance or where a test asks for it."""
@@ -335,21 +376,28 @@ class SimWorker:
                     session.offer(batch)
             await asyncio.sleep(self.world.random.uniform(0.005, 0.06))
 
-    def open(self, number: int) -> MemoryTable:
+    def open(self, number: int) -> MemoryTable | SightingTable:
         """In the builder's thread."""
-        self.tables[number] = self.disk[number].copy()
+        folder = self.world.folder
+        self.tables[number] = (
+            self.disk[number].copy()
+            if folder is None
+            else Tables(folder / str(self.number), 8 << 20).open(f"t-{number}")
+        )
         return self.tables[number]
 
     def _close(self, number: int) -> None:
         table = self.tables.pop(number, None)
-        if table is not None:
+        if isinstance(table, MemoryTable):
             self.disk[number] = table.copy()
+        if table is not None:
             table.close()
 
 
 @dataclass
 class World:
-    """All of it. `kill_at`: the fail point and the number of its passing at which the worker dies."""
+    """All of it. `kill_at`: the fail point and the number of its passing at which the worker dies. `folder`: tables on
+    RocksDB, below it; otherwise in memory."""
 
     seed: int = 0
     partitions: int = 1
@@ -360,6 +408,9 @@ class World:
     close_s: float = 0.05
     topic_id: str = "first"
     disk_lost: bool = False
+    window_ms: int = 0
+    folder: Path | None = None
+    tidy_every_s: float = 1.0
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -378,6 +429,8 @@ class World:
         self.killed = 0
         self.away_until_ms = 0
         self.repaired = 0
+        self.trimmed = 0
+        self.recalled = 0
         self._contents: dict[str, int] = {}
 
     # -- time and chance
@@ -406,6 +459,7 @@ class World:
             group=worker.group,
             writer=_Writer(worker),
             reader=_Reader(worker),
+            trimmer=_Trimmer(worker),
             blocks=self.blocks,
             catalog=self.catalog,
             now_ms=self.now_ms,
@@ -415,7 +469,7 @@ class World:
             topic_changelog=CHANGELOG,
             fail_point=worker.fail_point,
         )
-        limits = Limits(self.rows_max, 1 << 20, self.close_s, LEASE_MS, DEADLINE_MS)
+        limits = Limits(self.rows_max, 1 << 20, self.close_s, LEASE_MS, DEADLINE_MS, self.window_ms, self.tidy_every_s)
         place = Place(TOPIC, 0, number, self.partitions, "acme", 10**15)
         return Session(outside, limits, place, member, self.topic_id, lambda: worker.open(number))
 
@@ -436,14 +490,20 @@ class World:
         kind = self.random.random()
         if kind < 0.06:
             return b'{"clientId": 7}'
-        identity = f"t{self.random.randrange(12)}"
+        identity = self._identity()
         if kind > 0.2:
             while partition_of(id_hash("acme", identity), self.partitions) != number:
-                identity = f"t{self.random.randrange(12)}"
+                identity = self._identity()
         value = self._contents.setdefault(identity, self.random.randrange(1, 9))
         if self.random.random() < 0.15:
             value += 10
         return event_line(None if kind < 0.1 else identity, value, month=1 + value % 2)
+
+    def _identity(self) -> str:
+        """One of the last dozen, as clients that retry send them, or any that ever was."""
+        newest = 12 + len(self.sent_ids) // 2
+        first = 0 if self.random.random() < 0.25 else newest - 12
+        return f"t{self.random.randrange(first, newest)}"
 
     # -- what must hold at every moment
 
@@ -541,8 +601,11 @@ class World:
     async def _happens(self) -> None:
         worker = self.random.choice(self.workers)
         kind = self.random.choices(
-            ("produce", "kill", "start", "silent", "expel", "expire", "speak", "flush", "catalog", "away", "night"),
-            (30, 3, 12, 6, 9, 6, 9, 6, 3, 2, 2),
+            (
+                *("produce", "kill", "start", "silent", "expel", "expire", "speak", "flush", "catalog", "away"),
+                *("night", "filters"),
+            ),
+            (30, 3, 12, 6, 9, 6, 9, 6, 3, 2, 2, 1),
         )[0]
         if kind == "produce":
             self.produce_at_random(self.random.randrange(self.partitions))
@@ -561,6 +624,8 @@ class World:
                 worker.kill(disk_lost=self.chance(0.3))
             elif kind == "flush":
                 worker.flush()
+            elif kind == "filters":
+                worker.lose_filters()
             elif kind in ("silent", "speak"):
                 worker.silent = kind == "silent"
             elif kind == "expel" and worker.silent and worker.group.member is not None:
@@ -685,7 +750,8 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 async def random_run(seed: int, *, steps: int = 40, prepare: Callable[[World], None] = lambda world: None) -> World:
     """A run with everything going wrong that may, then calm, then the law."""
-    world = World(seed=seed, partitions=2, workers_count=2, faults=HARSH)
+    world = World(seed=seed, partitions=2, workers_count=2, faults=HARSH, tidy_every_s=0.1)
+    world.window_ms = WINDOWS_MS[seed % len(WINDOWS_MS)]
     prepare(world)
     for number in range(world.partitions):
         for _ in range(4):
