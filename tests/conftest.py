@@ -19,7 +19,12 @@ from pipeline.adapters.clickhouse import Store
 hypothesis.settings.register_profile("without_deadline", deadline=None)
 hypothesis.settings.load_profile("without_deadline")
 
-_SHORT_LEASE = {"TALLY_LEASE_S": "12", "TALLY_DEADLINE_S": "16", "TALLY_CLOCK_SKEW_MAX_S": "1"}
+_SHORT = {
+    "TALLY_LEASE_S": "12",
+    "TALLY_DEADLINE_S": "16",
+    "TALLY_CLOCK_SKEW_MAX_S": "1",
+    "TALLY_DEDUP_WINDOW_DAYS": "0.0002",  # 17 s: ids expire while the tests run, kills included
+}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -30,13 +35,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """The session's stack, with the broker's default time-outs and a short lease, so that waits for it stay short."""
+    """The session's stack, with the broker's default time-outs, a short lease, so that waits for it stay short, and a
+    short window, so that the dedup table expires."""
     home = tmp_path_factory.mktemp("stack")
     if docker_chosen(request.config):
-        with start_docker_stack(home, _SHORT_LEASE) as found:
+        with start_docker_stack(home, _SHORT) as found:
             yield RunningStack(home, **found)
         return
-    running = start_stack(home, _SHORT_LEASE)
+    running = start_stack(home, _SHORT)
     yield running
     running.tally("down")
 

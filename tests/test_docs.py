@@ -55,7 +55,7 @@ def test_every_command_is_told(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [f"{name}_total" for name, _, _ in metrics.COUNTERS]
-    + [name for name, *_ in (*metrics.GAUGES, metrics.LAG, metrics.STOPPED, metrics.IDS)],
+    + [name for name, *_ in (*metrics.GAUGES, metrics.LAG, metrics.STOPPED, metrics.IDS, metrics.EXPIRED)],
 )
 def test_every_metric_is_told(name: str) -> None:
     """As the worker's page spells it."""

@@ -323,7 +323,10 @@ class SimWorker:
         """Counts, and kills by chance or where a test asks for it."""
         world = self.world
         world.passed[name] += 1
-        if world.kill_at == (name, world.passed[name]) or world.chance(world.faults.kill):
+        if world.kill_at == (name, world.passed[name]):
+            self.kill(disk_lost=world.disk_lost)
+            raise Killed
+        if world.chance(world.faults.kill):
             self.kill(disk_lost=world.disk_lost or world.chance(0.3))
             raise Killed
 
