@@ -120,10 +120,10 @@ class SightingTable:
     def restore(self, entries: Iterable[tuple[bytes, bytes]], marker: Marker | None = None) -> None:
         """Takes entries that were read back: the smaller position always wins. The marker after them is written in
         the same batch; what is there already is not written again."""
-        entries = list(entries)
-        merged = dict(entries)
-        if len(merged) < len(entries):
-            for key, value in entries:
+        taken = list(entries)
+        merged = dict(taken)
+        if len(merged) < len(taken):
+            for key, value in taken:
                 merged[key] = earlier(merged[key], value)
         for key, known in self.get_many(list(merged)).items():
             if earlier(known, merged[key]) is known:

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 import psutil
-from rocksdict import IngestExternalFileOptions, SstFileWriter
 from rich.console import Console
 from rich.progress import track
+from rocksdict import IngestExternalFileOptions, SstFileWriter
 
 from pipeline.adapters.expired_ids import ExpiredIds
 from pipeline.adapters.rocks import SightingTable, Tables
