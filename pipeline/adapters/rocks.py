@@ -59,14 +59,20 @@ class Tables:
         path.mkdir(parents=True, exist_ok=True)
         expired = ExpiredIds(self._folder / f"{name}.expired")
         try:
-            return SightingTable(Rdict(str(path), self._options()), expired)
+            return SightingTable(self._opened(path), expired)
         except Exception as error:
             if f"{path / 'LOCK'}" in str(error):  # only a lock that is held names that file
                 raise OSError(f"{path} is in use by another worker: give each worker a TALLY_WORKER_DIR") from error
             log.warning("table_thrown_away", path=str(path), error=str(error), then="read back from the changelog")
             shutil.rmtree(path)
             path.mkdir(parents=True)
-            return SightingTable(Rdict(str(path), self._options()), expired)
+            return SightingTable(self._opened(path), expired)
+
+    def _opened(self, path: Path) -> Rdict:
+        options = self._options()
+        # named for its column family too: without that a table that is there already is opened with options from its
+        # own file, which can name no shared cache, and gets RocksDB's 8 MB
+        return Rdict(str(path), options, column_families={"default": options})
 
     def _options(self) -> Options:
         blocks = BlockBasedOptions()
@@ -200,6 +206,13 @@ class SightingTable:
         how.set_bottommost_level_compaction(BottommostLevelCompaction.force())
         self._db.flush(True)
         self._db.compact_range(None, None, how)
+
+    def cached_bytes(self) -> int:
+        """What the block cache holds, of all tables that share it."""
+        try:
+            return int(self._db.property_int_value("rocksdb.block-cache-usage") or 0)
+        except DbClosedError:
+            return 0
 
     def ids_estimate(self) -> int:
         """About how many ids the table holds."""
