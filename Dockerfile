@@ -24,6 +24,6 @@ ENV PATH=/opt/tally/bin:$PATH \
 USER tally
 WORKDIR /var/lib/tally
 VOLUME /var/lib/tally
-EXPOSE 8080 6066
+EXPOSE 8080 6066 6067
 ENTRYPOINT ["tally"]
 CMD ["--help"]

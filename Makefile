@@ -11,11 +11,12 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test faults check format bench clean
 
 help:
 	@echo "make demo     real events through every door, every number checked (about two minutes)"
 	@echo "make test     the tests, on a real Kafka broker and a real ClickHouse engine"
+	@echo "make faults   an hour of faults under load, every number checked: MINUTES= SEED= EVENTS= (of a round) FAULTS= or QUICK=1"
 	@echo "make check    linters, types, the architecture's rules, the built wheel"
 	@echo "make format   format the code"
 	@echo "make bench    measure (not built yet)"
@@ -26,6 +27,15 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
+
+# Two minutes with QUICK=1; otherwise the planted bugs first, which the harness must find, then MINUTES of rounds.
+MINUTES ?= $(if $(QUICK),2,60)
+EVENTS ?= $(if $(QUICK),6000,120000)
+FAULTS ?= $(if $(QUICK),quick)
+faults: $(INSTALLED)
+	$(if $(QUICK),,$(BIN)/python -m pytest -q -m "" tests/faults/test_planted.py)
+	$(BIN)/python tests/faults/run.py --minutes $(MINUTES) --events $(EVENTS) \
+		$(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -6,11 +6,15 @@ done.
 """
 
 import asyncio
+import getpass
 import json
 import os
+import signal
+import socket
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial, wraps
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import msgspec
 import orjson
 import structlog
 from litestar import Litestar, Request, Router
@@ -28,23 +33,46 @@ from rich.console import Console
 from rich.table import Table
 
 from consumers.api import usage_router
-from consumers.audit import Auditor
+from consumers.audit import ALL_TIME, Auditor
+from consumers.audit_deep import Deep, DeepAuditor
+from consumers.audit_progress import AuditProgress
+from consumers.audit_repair import Repairer
+from consumers.auditor import Audited, RunningAudit
+from consumers.documents import audited_document
+from consumers.receipt_api import hidden_receipt_handler, receipt_router
+from consumers.receipt_tables import render_receipt
+from consumers.receipts import Receipt, ReceiptError, ReceiptReader, UnknownTransaction
+from consumers.reject_tables import render_reject, render_rejects
+from consumers.rejects import RejectFilter, RejectsReader, write_notes
 from consumers.sql_query import SqlRefused, run_sql
 from consumers.tables import render_audit, render_usage
 from consumers.usage import UsageError
-from consumers.usage_params import query_from
+from consumers.usage_params import instant_from, period_from, query_from
 from consumers.usage_reader import UsageReader
+from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.catalog_log import CatalogClient, KafkaCatalogLog
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.kafka import LogRanges, RecordWriter
-from pipeline.adapters.kafka_admin import BrokerUnavailable, TopicMismatch, ensure_topics
+from pipeline.adapters.kafka_admin import (
+    BrokerUnavailable,
+    TopicMismatch,
+    committed,
+    ensure_topics,
+    members,
+    topic_id,
+)
 from pipeline.app import configure_logs
 from pipeline.catalog_file import Change, apply_file, plan, read_catalog_file, render_plan
 from pipeline.catalog_service import CatalogService
 from pipeline.event import EventError
-from pipeline.migrate import MigrationError, migrate
+from pipeline.metrics import AuditMetrics
+from pipeline.migrate import MigrationError, migrate, pending
+from pipeline.offsets import STOPPED, Offsets, OffsetsRefused, render_offsets
 from pipeline.ports import CatalogUnavailable, LogUnavailable, StoreError, StoreUnavailable
+from pipeline.reject import RejectedLine, RejectPosition, ReplayNote, parse_position
 from pipeline.settings import Settings
+from pipeline.stages.build import Place
+from pipeline.stages.mapping import Mappers
 from pipeline.transaction_id import new_transaction_id
 from producers.api import Services, build_app
 from producers.auth import needs
@@ -53,11 +81,14 @@ from producers.file_destinations import PATIENCE_S, ApiDestination, KafkaDestina
 from producers.files import FileRefused, Rules, Summary, input_bytes, send_files
 from producers.intake import CatalogReader, Intake
 from producers.publisher import Publisher
+from producers.replay import Mends, Replayed, Replayer
+from producers.replay_progress import ReplayProgress
 from producers.send_progress import SendProgress
 from producers.server import serve
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
+_AUDIT_TIMEOUT_S = 3600  # one statement may compare millions of facts
 _FAILURES = (
     BrokerUnavailable,
     CatalogUnavailable,
@@ -65,6 +96,8 @@ _FAILURES = (
     FileRefused,
     LogUnavailable,
     MigrationError,
+    OffsetsRefused,
+    ReceiptError,
     SqlRefused,
     StoreError,
     StoreUnavailable,
@@ -165,7 +198,7 @@ def down() -> None:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True)
 def status(as_json: bool) -> None:
-    """Tell how the parts of the embedded stack are. Exits 1 unless all are ready."""
+    """Tell how the parts of the embedded stack are. Exits 1 unless all are ready; the auditor may still be starting."""
     found = _stack(_settings()).status()
     parts = [
         {
@@ -190,7 +223,8 @@ def status(as_json: bool) -> None:
             shown = [str(part[name]) for name in ("name", "state", "pid", "restarts", "address")]
             table.add_row(*shown[:2], ready, *shown[2:])
         Console().print(table)
-    if not found.running or not all(part["ready"] for part in parts):
+    starting = {part.name for part in found.parts if part.state == "starting" and not part.awaited}
+    if not found.running or not all(part["ready"] or part["name"] in starting for part in parts):
         sys.exit(1)
 
 
@@ -206,13 +240,16 @@ def _stack(settings: Settings, ports: Any = None) -> Any:
             "TALLY_CLICKHOUSE": at.clickhouse,
             "TALLY_API_PORT": str(at.api_port),
             "TALLY_WORKER_PORT": str(at.worker_port),
+            "TALLY_AUDITOR_PORT": str(at.auditor_port),
             "TALLY_INSTANCE": settings.instance or "worker-1",
         }
         worker = f"http://127.0.0.1:{at.worker_port}"
+        auditor = f"http://127.0.0.1:{at.auditor_port}"
         run = [sys.executable, "-m", "tally"]
         return [
             Part("worker", [*run, "worker"], common, f"{worker}/readyz", worker, start_s=120.0),
             Part("api", [*run, "api"], common, f"{at.api}/readyz", at.api),
+            Part("auditor", [*run, "auditor"], common, f"{auditor}/metrics", auditor, awaited=False),
         ]
 
     def prepare(at: Addresses) -> Mapping[str, object]:
@@ -227,8 +264,7 @@ def _say(line: str) -> None:
 
 def _prepare(settings: Settings) -> Mapping[str, object]:
     """Tables, topics, and the first account with its key; what stack.json shall remember."""
-    migrate(settings)
-    ensure_topics(settings)
+    _migrate(settings)
     key = asyncio.run(_first_key(settings))
     return {"database": settings.database, "partitions": settings.partitions, "api_key": key}
 
@@ -264,13 +300,37 @@ def _print_addresses(settings: Settings, as_json: bool) -> None:
 # ------------------------------------------------------------------------------------------------ processes
 
 
+def _migrate(settings: Settings) -> list[str]:
+    """Tables and topics as this version needs them, and rollups that are new filled from facts; the files applied.
+
+    Refuses to change anything while workers run: a block must find the same tables from its insert to its proof.
+    """
+    missing = pending(settings)
+    if missing and (present := members(settings)):
+        raise MigrationError(
+            f"{', '.join(missing)} cannot be applied while workers run: {', '.join(present)}. Stop them (one that was "
+            f"killed counts for {settings.session_timeout_s:.0f} s more), migrate, and start those of this version"
+        )
+    applied = migrate(settings)
+    ensure_topics(settings)
+    store = Store(settings)
+    try:
+        blocks = BlockStore(store, topic=settings.topic_events, database=settings.database)
+        if blocks.moduli() and (applied or (blocks.unfilled() and not members(settings))):
+            for table, month in blocks.fill(committed(settings)):
+                _say(f"{table} filled with the events of {month}")
+    except ValueError as error:
+        raise MigrationError(str(error)) from error
+    finally:
+        store.close()
+    return applied
+
+
 @cli.command("migrate")
 @_told
 def migrate_command() -> None:
     """Make or bring up to date the store's tables and the topics; safe to repeat."""
-    settings = _settings()
-    applied = migrate(settings)
-    ensure_topics(settings)
+    applied = _migrate(_settings())
     click.echo(f"{len(applied)} migrations applied" if applied else "the store is up to date")
 
 
@@ -280,8 +340,7 @@ def migrate_command() -> None:
 def init(account: str | None) -> None:
     """Do what `tally migrate` does, then make the first account; its admin key is printed once, when it is made."""
     settings = _settings()
-    migrate(settings)
-    ensure_topics(settings)
+    _migrate(settings)
     name = account or settings.default_account
 
     async def first() -> str | None:
@@ -314,6 +373,44 @@ def api() -> None:
         ) from error
 
 
+@cli.command()
+@click.option("--once", is_flag=True, help="Do the one audit that is due, then end; exits 1 on drift.")
+@click.option("--json", "as_json", is_flag=True, help="Print each audit as a line of JSON.")
+@_told
+def auditor(once: bool, as_json: bool) -> None:
+    """Audit the store again and again, keep each result in the table `audits`, and serve metrics."""
+    settings = _settings()
+    metrics = AuditMetrics()
+
+    def heard(audited: Audited) -> None:
+        metrics.heard(audited.scope, drift=audited.drift, at_s=audited.at.timestamp(), duration_s=audited.seconds)
+        if as_json:
+            click.echo(orjson.dumps(audited_document(audited)).decode())
+
+    running = RunningAudit(
+        Store(settings, answer_timeout_s=_AUDIT_TIMEOUT_S),
+        topic=settings.topic_events,
+        every_s=settings.audit_every_s,
+        full_every_s=settings.audit_full_every_s,
+        heard=heard,
+        failed=metrics.failed,
+    )
+    if once:
+        sys.exit(1 if running.once().drift else 0)
+    try:
+        stop_page = metrics.serve(settings.api_host, settings.auditor_port)
+    except OSError as error:
+        raise _failure(
+            f"{settings.api_host}:{settings.auditor_port} cannot be listened on ({error}); choose another "
+            "TALLY_AUDITOR_PORT"
+        ) from error
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    running.run(stopping)
+    stop_page()
+
+
 def make_api() -> Litestar:
     """The API of one process; the server calls it in each."""
     settings = _settings()
@@ -324,6 +421,7 @@ def make_api() -> Litestar:
     publisher = Publisher(writer, topic=settings.topic_events, partitions=settings.partitions)
     store = Store(settings)
     reader = UsageReader(store, topic=settings.topic_events, partitions=settings.partitions)
+    receipts = _receipts(settings, store, ranges)
     intake = Intake(
         publisher,
         CatalogReader(service),
@@ -345,17 +443,28 @@ def make_api() -> Litestar:
     async def kafka_answers() -> None:
         await ranges.bounds(settings.topic_events, 0)
 
+    account = Provide(_account, sync_to_thread=False)
     reading = Router(
         path="/",
         guards=[needs("read")],
-        dependencies={"account": Provide(_account, sync_to_thread=False)},
-        route_handlers=[usage_router(reader.usage, lambda: datetime.now(UTC))],
+        dependencies={"account": account},
+        route_handlers=[usage_router(reader.usage, lambda: datetime.now(UTC)), receipt_router(receipts.receipt)],
     )
     return build_app(
         Services(intake, {"kafka": kafka_answers}),
-        [catalog_router(service), reading],
+        [catalog_router(service), reading, hidden_receipt_handler(receipts.receipt, [needs("read")], account)],
         version=metadata.version("tallystream"),
         lifespan=[connected],
+    )
+
+
+def _receipts(settings: Settings, store: Store, ranges: LogRanges) -> ReceiptReader:
+    return ReceiptReader(
+        store,
+        ranges,
+        topic=settings.topic_events,
+        partitions=settings.partitions,
+        default_account=settings.default_account,
     )
 
 
@@ -389,6 +498,71 @@ async def _catalog(settings: Settings) -> AsyncIterator[CatalogService]:
         yield CatalogService(client)
     finally:
         await client.stop()
+
+
+# ------------------------------------------------------------------------------------------------ offsets
+
+
+@cli.group()
+def offsets() -> None:
+    """Where the workers go on, and the ways out when a partition is stopped."""
+
+
+@offsets.command("show")
+@click.option("--json", "as_json", is_flag=True)
+@_told
+def offsets_show(as_json: bool) -> None:
+    """Tell where each partition goes on: the group's commit, the ledger, the log. Exits 1 if one cannot go on."""
+    settings = _settings()
+    found = Offsets(settings, Store(settings)).show()
+    if as_json:
+        _print_json([msgspec.to_builtins(partition) for partition in found])
+    else:
+        Console().print(render_offsets(found))
+        for partition in found:
+            if partition.says:
+                click.echo(f"partition {partition.partition}: {partition.says}")
+    if any(partition.state in STOPPED for partition in found):
+        sys.exit(1)
+
+
+@offsets.command("reset")
+@click.option("--partition", "numbers", type=int, multiple=True, help="This partition; may be given more than once.")
+@click.option("--all", "every", is_flag=True, help="All partitions.")
+@click.option("--to", type=click.Choice(["ledger"]), required=True, help="Where to: the store's ledger.")
+@click.option("--json", "as_json", is_flag=True)
+@_told
+def offsets_reset(numbers: tuple[int, ...], every: bool, to: str, as_json: bool) -> None:
+    """Make the workers go on from the store's ledger, after the store was put back. No worker may run."""
+    settings = _settings()
+    if bool(numbers) == every:
+        raise click.UsageError("give --partition N, or --all")
+    done = Offsets(settings, Store(settings)).reset(range(settings.partitions) if every else numbers)
+    if as_json:
+        _print_json([msgspec.to_builtins(partition) for partition in done])
+        return
+    for partition in done:
+        before = "no offset" if partition.before is None else str(partition.before)
+        click.echo(f"partition {partition.partition}: from {before} to the ledger at {partition.offset}")
+
+
+@offsets.command("skip")
+@click.option("--partition", type=int, required=True, help="The partition.")
+@click.option("--reason", required=True, help="Why the events are gone; every audit shows it.")
+@click.option("--json", "as_json", is_flag=True)
+@_told
+def offsets_skip(partition: int, reason: str, as_json: bool) -> None:
+    """Give up events that were deleted from Kafka before they were counted; told in every audit. No worker may run."""
+    settings = _settings()
+    told_by = f"{getpass.getuser()}@{socket.gethostname()}"
+    done = Offsets(settings, Store(settings)).skip(partition, reason=reason, told_by=told_by, say=_say)
+    if as_json:
+        _print_json(msgspec.to_builtins(done))
+        return
+    lost = "nothing was given up" if done.gap is None else f"offsets {done.gap[0]} to {done.gap[1] - 1} are given up"
+    click.echo(f"partition {partition}: {lost}; the workers go on at {done.position}")
+    if done.says:
+        click.echo(done.says)
 
 
 # ------------------------------------------------------------------------------------------------ catalog
@@ -575,18 +749,302 @@ def sql(statement: str, fmt: str | None) -> None:
 
 
 @cli.command()
+@click.argument("transaction_id", metavar="ID")
+@click.option("--account", help="Default: TALLY_DEFAULT_ACCOUNT.")
+@click.option("--json", "fmt", flag_value="json", help="The document that the API gives.")
+@_told
+def receipt(transaction_id: str, account: str | None, fmt: str | None) -> None:
+    """Tell what became of the event with this transactionId. Exits 1 unless it is counted."""
+    settings = _settings()
+
+    async def run() -> Receipt:
+        ranges = LogRanges(settings)
+        try:
+            reader = _receipts(settings, Store(settings), ranges)
+            return await reader.receipt(account or settings.default_account, transaction_id)
+        finally:
+            await ranges.stop()
+
+    try:
+        found = asyncio.run(run())
+    except UnknownTransaction as error:
+        if fmt:
+            _print_json({"verdict": "unknown", "code": "unknown_transaction", "detail": str(error)})
+        else:
+            click.echo(str(error), err=True)
+        sys.exit(1)
+    shape: Any = fmt or "table"
+    click.echo(render_receipt(found, shape, Console()), nl=False)
+    sys.exit(0 if found.verdict == "accepted" else 1)
+
+
+@cli.group()
+def rejects() -> None:
+    """Refused lines and conflicts, and sending them again."""
+
+
+def _reject_options(command: _F) -> _F:
+    """Options that choose rejects."""
+    for option in (
+        click.option("--status", type=click.Choice(_REJECT_STATUSES), help="replayed: any but open and conflict."),
+        click.option("--verdict", type=click.Choice(["rejected", "conflict"])),
+        click.option("--partition", type=click.IntRange(0)),
+        click.option("--end", help="The same, not included."),
+        click.option("--start", help="Append time: RFC 3339, or a date or time in UTC."),
+        click.option("--event-name", help="Where it could be read."),
+        click.option("--field", help="Any fault is of this field."),
+        click.option("--reason", "--code", help="Any fault has this code, such as required or unknown_account."),
+        click.option("--all-accounts", is_flag=True, help="Those of every account."),
+        click.option("--account", help="Default: TALLY_DEFAULT_ACCOUNT."),
+    ):
+        command = option(command)
+    return command
+
+
+_REJECT_STATUSES = ["open", "replayed", "in_flight", "accepted", "duplicate", "conflict", "rejected_again"]
+
+
+def _reject_filter(settings: Settings, given: Mapping[str, Any]) -> RejectFilter:
+    """What the options choose."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    account = chosen.pop("account", None) or settings.default_account
+    if chosen.pop("all_accounts", False):
+        account = None
+    for name in ("start", "end"):
+        if name in chosen:
+            chosen[name] = instant_from(name, chosen[name])
+    return RejectFilter(topic=settings.topic_events, account=account, **chosen)
+
+
+@rejects.command("list")
+@_reject_options
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--json", "fmt", flag_value="json", help="As JSON.")
+@click.option("--csv", "fmt", flag_value="csv", help="As CSV.")
+@_told
+def rejects_list(limit: int, fmt: str | None, **given: Any) -> None:
+    """List refused lines and conflicts, the newest first, and what became of them."""
+    settings = _settings()
+    rows = RejectsReader(Store(settings)).newest(_reject_filter(settings, given), limit=limit)
+    shape: Any = fmt or "table"
+    click.echo(render_rejects(rows, shape, Console()), nl=False)
+
+
+@rejects.command("show")
+@click.argument("position")
+@click.option("--json", "fmt", flag_value="json", help="As JSON.")
+@_told
+def rejects_show(position: str, fmt: str | None) -> None:
+    """Show the line refused at POSITION (topic:epoch:partition:offset:line, or the last four) and all about it."""
+    settings = _settings()
+    at = _position(position, settings)
+    found = RejectsReader(Store(settings)).show(at)
+    if found is None:
+        raise _failure(f"no line was refused at {at.text}; `tally rejects list` tells the positions")
+    shape: Any = fmt or "table"
+    click.echo(render_reject(found, shape, Console()), nl=False)
+
+
+def _position(text: str, settings: Settings) -> RejectPosition:
+    try:
+        return parse_position(text, topic=settings.topic_events)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+@rejects.command("replay")
+@click.argument("positions", metavar="[POSITION]...", nargs=-1)
+@_reject_options
+@click.option("--all", "everything", is_flag=True, help="Every open line of the account, where nothing else chooses.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many.")
+@click.option("--rename", multiple=True, metavar="OLD=NEW", help="Give a field its right name, before --unset, --set.")
+@click.option("--unset", multiple=True, metavar="FIELD", help="Leave a field out.")
+@click.option("--set", "set_", multiple=True, metavar="FIELD=VALUE", help="Mend a field of every line; data.KEY too.")
+@click.option("--dry-run", is_flag=True, help="Check with the worker's decoder, and send nothing.")
+@click.option("--json", "as_json", is_flag=True)
+@_told
+def rejects_replay(  # noqa: PLR0917 - click passes them by name
+    positions: tuple[str, ...],
+    everything: bool,
+    limit: int | None,
+    rename: tuple[str, ...],
+    unset: tuple[str, ...],
+    set_: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Send refused lines again, as they came or mended; each counts once, however often. Exits 1 if any could not be.
+
+    Without --status, only open ones; at a POSITION, whatever became of it.
+    """
+    settings = _settings()
+    if not positions and not everything and not any(value for value in given.values()):
+        raise click.UsageError("name positions, choose by an option such as --reason, or say --all")
+    mends = Mends(rename=_pairs("--rename", rename), unset=unset, set=_pairs("--set", set_))
+    store = Store(settings)
+    reader = RejectsReader(store)
+    if positions:
+        chosen = [RejectFilter(topic=at.topic, position=at) for at in (_position(text, settings) for text in positions)]
+    else:
+        status = given.pop("status") or (None if given["verdict"] == "conflict" else "open")  # conflicts are told off
+        chosen = [_reject_filter(settings, {**given, "status": status})]
+    total = sum(reader.count(one) for one in chosen)
+    pages = (page for one in chosen for page in reader.pages(one))
+    summary = asyncio.run(_replay(settings, store, pages, min(total, limit or total), mends, dry_run=dry_run))
+    if as_json:
+        _print_json(summary)
+    else:
+        click.echo(_replay_text(summary))
+    sys.exit(1 if summary["refused"] or len(positions) > total else 0)
+
+
+async def _replay(
+    settings: Settings,
+    store: Store,
+    pages: Iterator[Sequence[RejectedLine]],
+    total: int,
+    mends: Mends,
+    *,
+    dry_run: bool,
+) -> dict[str, Any]:
+    """Replays page after page; what was chosen, sent and refused."""
+
+    async def note(notes: Sequence[ReplayNote]) -> None:
+        await asyncio.to_thread(write_notes, store, notes)
+
+    summary: dict[str, Any] = {"chosen": 0, "sent": 0, "valid": 0, "refused": 0, "dry_run": dry_run, "lines": []}
+    with ReplayProgress(Console(stderr=True), total) as bar:
+        async with _replayer(settings, note, mends) as replayer:
+            while summary["chosen"] < total and (page := await asyncio.to_thread(next, pages, None)):
+                lines = page[: total - summary["chosen"]]
+                done = replayer.check(lines) if dry_run else await replayer.replay(lines)
+                _add_to(summary, done)
+                bar(done=len(lines), refused=sum(bool(one.errors) for one in done))
+    return summary
+
+
+def _add_to(summary: dict[str, Any], done: Sequence[Replayed]) -> None:
+    """Counts, and the first lines by name."""
+    summary["chosen"] += len(done)
+    for one in done:
+        outcome = "refused" if one.errors else "sent" if one.place is not None else "valid"
+        summary[outcome] += 1
+        if len(summary["lines"]) < _REPLAYED_SHOWN:
+            to = None if one.place is None else ":".join(map(str, one.place))
+            errors = [{"field": e.field, "code": e.code, "message": e.message} for e in one.errors]
+            line = {"position": one.position.text, "outcome": outcome, "transaction_id": one.transaction_id}
+            summary["lines"].append({**line, "to": to, "errors": errors})
+
+
+_REPLAYED_SHOWN = 100
+
+
+def _replay_text(summary: Mapping[str, Any]) -> str:
+    told = f"{summary['valid']:,} could be sent" if summary["dry_run"] else f"{summary['sent']:,} sent"
+    lines = [f"{summary['chosen']:,} chosen, {told}, {summary['refused']:,} refused"]
+    for line in summary["lines"]:
+        for error in line["errors"]:
+            where = f"{error['field']}: " if error["field"] else ""
+            lines.append(f"  {line['position']}  {where}{error['message']}")
+    return "\n".join(lines)
+
+
+def _pairs(option: str, given: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise click.UsageError(f"{option} {text}: give NAME=VALUE")
+        pairs.append((name, value))
+    return tuple(pairs)
+
+
+@asynccontextmanager
+async def _replayer(
+    settings: Settings, note: Callable[[Sequence[ReplayNote]], Awaitable[None]], mends: Mends
+) -> AsyncIterator[Replayer]:
+    writer = RecordWriter(settings)
+    ranges = LogRanges(settings)
+    await _until_connected(writer.start, LogUnavailable, patience_s=PATIENCE_S)
+    try:
+        catalog_end = partial(ranges.bounds, settings.topic_catalog, 0)
+        _, end = await _until_connected(catalog_end, LogUnavailable, patience_s=PATIENCE_S)
+        yield Replayer(
+            Publisher(writer, topic=settings.topic_events, partitions=settings.partitions),
+            note,
+            clock_us=_now_us,
+            ahead_max_us=settings.ahead_max_hours * 3_600_000_000,
+            catalog_version=end - 1,
+            mends=mends,
+        )
+    finally:
+        await ranges.stop()
+        await writer.stop()
+
+
+@cli.command()
 @click.option("--account", help="Compare the rollups of this account only.")
+@click.option("--start", help="Only rollups and months from here on: RFC 3339, or a local date or time of --zone.")
+@click.option("--end", help="The same, not included.")
+@click.option("--zone", help="IANA time zone of --start and --end; default: UTC.")
+@click.option("--deep", is_flag=True, help="Also count the events topic again, as far as Kafka still has it.")
+@click.option("--repair", is_flag=True, help="Rebuild rollups that drift from facts, then audit again.")
 @click.option("--json", "fmt", flag_value="json", help="As JSON.")
 @click.option("--csv", "fmt", flag_value="csv", help="The findings as CSV.")
 @_told
-def audit(account: str | None, fmt: str | None) -> None:
+def audit(  # noqa: PLR0917 - click passes them by name
+    account: str | None,
+    start: str | None,
+    end: str | None,
+    zone: str | None,
+    deep: bool,
+    repair: bool,
+    fmt: str | None,
+) -> None:
     """Check that every event counts exactly once, everywhere. Exits 1 and names what drifts."""
+    narrowed = account or start or end
+    if deep and (repair or narrowed):
+        raise click.UsageError("--deep compares the whole log: give it alone, before a --repair")
     settings = _settings()
-    report = Auditor(Store(settings), topic=settings.topic_events).run(account=account)
+    period = period_from(start, end, zone, ALL_TIME)
+    store = Store(settings, answer_timeout_s=_AUDIT_TIMEOUT_S)
+    auditor = Auditor(store, topic=settings.topic_events)
+    repaired = None
+    if repair:
+        repaired = Repairer(store, auditor, topic=settings.topic_events, say=_say).run(account=account, period=period)
+        report = repaired.report
+    else:
+        report = auditor.run(account=account, period=period)
+    read_again = asyncio.run(_deep_audit(settings, store)) if deep else None
     shape: Any = fmt or "table"
-    click.echo(render_audit(report, shape, Console()), nl=False)
-    if report.drift:
+    click.echo(render_audit(report, shape, Console(), deep=read_again, repair=repaired), nl=False)
+    if report.drift or (read_again is not None and read_again.drift):
         sys.exit(1)
+
+
+async def _deep_audit(settings: Settings, store: Store) -> Deep:
+    """Reads the catalog to its end, then the events topic; a bar on standard error."""
+    client = CatalogClient(KafkaCatalogLog(settings))
+    ranges = LogRanges(settings)
+    place = Place(
+        settings.topic_events,
+        0,
+        0,
+        settings.partitions,
+        settings.default_account,
+        settings.ahead_max_hours * 3_600_000_000,
+    )
+    await client.start()
+    try:
+        await client.catch_up()
+        with AuditProgress(Console(stderr=True)) as bar:
+            mapper_at = Mappers(client.catalog).at
+            life = topic_id(settings, settings.topic_events)
+            return await DeepAuditor(store, ranges, mapper_at, place, topic_id=life, tell=bar.tell).run()
+    finally:
+        await ranges.stop()
+        await client.stop()
 
 
 @cli.command()

@@ -12,6 +12,7 @@ from litestar import Request, Response, Router, get
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.params import FromPath
+from litestar.types import ExceptionHandlersMap
 
 from consumers.documents import usage_document
 from consumers.usage import UsageError, UsageQuery, UsageResult
@@ -54,11 +55,7 @@ def usage_router(answer: Callable[[UsageQuery], UsageResult], now: Callable[[], 
     return Router(
         path="/v1/usage",
         route_handlers=[usage, feature_usage, event_usage, customer_usage],
-        exception_handlers={
-            UsageError: _wrong_question,
-            StoreUnavailable: _store_away,
-            StoreError: _store_refuses,
-        },
+        exception_handlers={UsageError: _wrong_question, **STORE_HANDLERS},
         tags=["usage"],
     )
 
@@ -69,27 +66,37 @@ def _given(request: _Request) -> dict[str, Sequence[str]]:
 
 def _wrong_question(_: _Request, error: UsageError) -> Response[dict[str, Any]]:
     errors = [{"field": error.field, "code": error.code, "message": str(error)}]
-    return _problem(422, "The question cannot be answered", f"{error.field}: {error}", errors=errors)
+    return problem(422, "The question cannot be answered", f"{error.field}: {error}", errors=errors)
 
 
 def _store_away(_: _Request, error: StoreUnavailable) -> Response[dict[str, Any]]:
-    return _problem(503, "The store is away", str(error), retry_after_s=RETRY_AFTER_S)
+    return problem(503, "The store is away", str(error), retry_after_s=RETRY_AFTER_S)
 
 
 def _store_refuses(_: _Request, error: StoreError) -> Response[dict[str, Any]]:
     if error.code in _BUSY:
         detail = f"The question is {_BUSY[error.code]} for the store: ask for a shorter period or fewer groups"
-        return _problem(503, "The store gave up", detail, retry_after_s=RETRY_AFTER_S)
+        return problem(503, "The store gave up", detail, retry_after_s=RETRY_AFTER_S)
     raise error
 
 
-def _problem(
-    status: int, title: str, detail: str, *, errors: Sequence[Mapping[str, str]] = (), retry_after_s: int | None = None
+def problem(
+    status: int,
+    title: str,
+    detail: str,
+    *,
+    errors: Sequence[Mapping[str, str]] = (),
+    retry_after_s: int | None = None,
+    code: str | None = None,
 ) -> Response[dict[str, Any]]:
-    """RFC 9457."""
+    """RFC 9457. `code` is stable and for programs."""
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail, "errors": list(errors)}
     return Response(
-        {"type": "about:blank", "title": title, "status": status, "detail": detail, "errors": list(errors)},
+        body if code is None else {**body, "code": code},
         status_code=status,
         media_type="application/problem+json",
         headers={} if retry_after_s is None else {"Retry-After": str(retry_after_s)},
     )
+
+
+STORE_HANDLERS: Final[ExceptionHandlersMap] = {StoreUnavailable: _store_away, StoreError: _store_refuses}

@@ -3,25 +3,30 @@
 Rules: nothing is taken from another check's word. The ledger's ranges are gapless and do not overlap; what a block
 read is what became of it; accepted = rows in facts = distinct positions = distinct ids; facts and corrections make up
 every rollup, cell by cell, to the last digit. Work is cut into slices so that memory is bounded, and the statements
-spill to disk past that. On a store that is being written, a finding counts only if it is there a second time with
-the same difference. Calls block.
+spill to disk past that. On a store that is being written, a finding counts only if it is there with the same
+difference however often one looks. Calls block.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Final
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from consumers.audit_sql import (
     BLOCK_SUMS,
+    CELLS_SHOWN,
     COUNTS,
     FACT_COUNTS,
+    GAPS,
     IDS,
     MONTHS,
     POSITIONS,
     PROGRESS,
     RANGES,
     REJECTS,
+    REPEATS,
     ROLLUPS,
     VERDICT_SUMS,
     VERDICTS,
@@ -31,10 +36,12 @@ from consumers.audit_sql import (
 from consumers.usage_reader import Reader
 from consumers.windows import Period
 
+_R = TypeVar("_R")
 FINDINGS_MAX: Final = 100  # of each check; drift counts all of them
 SLICE_ROWS: Final = 4_000_000  # facts that one statement compares at once
-_SETTINGS: Final = {"max_execution_time": 600, "max_bytes_before_external_group_by": 1 << 30}
-_ALL_TIME: Final = Period(datetime(1970, 1, 1, tzinfo=UTC), datetime(2106, 1, 1, tzinfo=UTC))
+SETTINGS: Final = {"max_execution_time": 600, "max_bytes_before_external_group_by": 1 << 30}
+PAUSES_S: Final = (0.2, 0.5, 1.0)
+ALL_TIME: Final = Period(datetime(1970, 1, 1, tzinfo=UTC), datetime(2106, 1, 1, tzinfo=UTC))
 _NO_PARTITION: Final = (4_294_967_295, 0, 0)  # an empty array has no type to compare with
 
 _BLOCK: Final = ("epoch", "partition", "start")
@@ -43,6 +50,7 @@ _CHECKS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("verdicts", VERDICT_SUMS, _BLOCK),
     ("blocks", BLOCK_SUMS, (*_BLOCK, "month")),
     ("rejects", REJECTS, _BLOCK),
+    ("repeats", REPEATS, _BLOCK),
 )
 _SLICED_CHECKS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("ids", IDS, ("id_hash",)),
@@ -60,9 +68,26 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Scope:
+    """What cells and months of facts were compared: one account or all (None), and a period of event time. The ledger,
+    ids, positions and rejects are not by event time: they are always checked whole."""
+
+    account: str | None = None
+    period: Period = ALL_TIME
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing was left out."""
+        return self.account is None and self.period == ALL_TIME
+
+
+@dataclass(frozen=True, slots=True)
 class AuditReport:
     """What the audit counted and what does not add up. `drift`: number of broken promises, 0 when all hold;
-    `findings` are the first FINDINGS_MAX of each check. `stored`: rows in facts; `cells`: compared in rollups."""
+    `findings` are the first FINDINGS_MAX of each check. `stored`: rows in facts; `cells`: compared in rollups;
+    `broken`: partitions (table, year) of rollups with cells that differ. `gaps`: ranges of events that were lost before
+    they were counted, and given up by a person who said why. They are no drift, since they are told; they are told
+    every time."""
 
     events: int
     accepted: int
@@ -75,40 +100,71 @@ class AuditReport:
     cells: int
     drift: int
     findings: tuple[Finding, ...]
+    scope: Scope = Scope()
+    broken: tuple[tuple[str, int], ...] = ()
+    gaps: tuple[Finding, ...] = ()
 
 
 class Auditor:
-    """Runs the audit over the whole store, the cell checks over one account or period where that is asked for."""
+    """Runs the audit over the whole store, the checks of cells and months over one account or period where asked for.
 
-    def __init__(self, store: Reader, *, topic: str) -> None:
+    `pauses_s`: a finding on a store that is being written must be there again after each of these.
+    """
+
+    def __init__(
+        self,
+        store: Reader,
+        *,
+        topic: str,
+        pauses_s: Sequence[float] = PAUSES_S,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._store = store
         self._topic = topic
+        self._pauses_s = pauses_s
+        self._sleep = sleep
 
     def run(self, *, account: str | None = None, period: Period | None = None) -> AuditReport:
         """Check everything. Raises what the store raises. Blocks: some seconds for a million facts."""
-        scope = self._scope()
+        about = Scope(account, period or ALL_TIME)
+        scope = self._scope(about.period)
         counts, stored, conservation = self._conservation(scope)
-        if conservation:
-            again = set(map(str, self._conservation(scope)[2]))
-            conservation = [finding for finding in conservation if str(finding) in again]
-        drift, findings = len(conservation), list(conservation)
+        standing = self._standing(conservation, lambda: self._conservation(scope)[2])
+        drift, findings = len(standing), list(standing)
+        gaps, untold = self._gaps()
+        drift, findings = drift + len(untold), [*findings, *untold]
         for check, sql, keys, parameters in _statements(scope, stored):
-            rows = self._twice(sql, parameters)
+            look = partial(self._rows, sql, parameters)
+            rows = self._standing(look(), look)
             drift += len(rows)
-            findings += _findings(check, keys, rows)
+            findings += found(check, keys, rows)
         cells = 0
-        for slice_ in self._slices(period or _ALL_TIME):
+        broken: set[tuple[str, int]] = set()
+        for slice_ in self._slices(about.period):
             for rollup in ROLLUPS:
-                compared, broken, found = self._cells(rollup, account, slice_)
-                cells, drift = cells + compared, drift + broken
-                findings += found
-        return AuditReport(**counts, stored=stored, cells=cells, drift=drift, findings=tuple(findings))
+                compared, differ, differing, years = self._cells(rollup, account, slice_)
+                cells, drift = cells + compared, drift + differ
+                findings += differing
+                broken |= {(rollup.table, year) for year in years}
+        return AuditReport(
+            **counts,
+            stored=stored,
+            cells=cells,
+            drift=drift,
+            findings=tuple(findings),
+            scope=about,
+            broken=tuple(sorted(broken)),
+            gaps=tuple(gaps),
+        )
 
-    def _scope(self) -> dict[str, Any]:
-        """The topic, and how far each partition is settled; parameters of the ledger's statements."""
-        rows = [*self._rows(PROGRESS, {"topic": self._topic}), _NO_PARTITION]
-        partitions, epochs, positions = (list(column) for column in zip(*rows, strict=True))
-        return {"topic": self._topic, "partitions": partitions, "epochs": epochs, "positions": positions}
+    def _scope(self, period: Period) -> dict[str, Any]:
+        """The topic, how far each partition is settled, the months of the period; parameters of the statements."""
+        last = period.end - timedelta(microseconds=1)
+        return {
+            **settled_parameters(self._store, self._topic),
+            "month_from": period.start.year * 100 + period.start.month,
+            "month_to": last.year * 100 + last.month,
+        }
 
     def _conservation(self, scope: Mapping[str, Any]) -> tuple[dict[str, int], int, list[Finding]]:
         counts = dict(zip((*VERDICTS, "blocks"), map(int, self._rows(COUNTS, scope)[0]), strict=True))
@@ -125,6 +181,18 @@ class Auditor:
         ]
         return counts, stored, findings
 
+    def _gaps(self) -> tuple[list[Finding], list[Finding]]:
+        """Ranges that were given up: those that are told, and those that nobody has told of."""
+        told: list[Finding] = []
+        untold: list[Finding] = []
+        for *where, known, message in self._rows(GAPS, {"topic": self._topic}):
+            place = {key: str(value) for key, value in zip((*_BLOCK, "end"), where, strict=True)}
+            if known:
+                told.append(Finding("told_gap", place, message))
+            else:
+                untold.append(Finding("ranges", place, message))
+        return told, untold
+
     def _slices(self, period: Period) -> Iterator[Period]:
         """All of the period, cut between months into slices of a bounded number of facts."""
         start, rows = period.start, 0
@@ -136,28 +204,42 @@ class Auditor:
             rows += facts
         yield Period(start, period.end)
 
-    def _cells(self, rollup: RollupCheck, account: str | None, slice_: Period) -> tuple[int, int, list[Finding]]:
-        """Cells compared, cells that differ, and the first of those."""
+    def _cells(
+        self, rollup: RollupCheck, account: str | None, slice_: Period
+    ) -> tuple[int, int, list[Finding], Sequence[int]]:
+        """Cells compared, cells that differ, the first of those, and the years in which they lie."""
         statement = rollup_cells(rollup, account, slice_)
-        if statement is None:
-            return 0, 0, []
-        compared, broken, rows = self._rows(*statement)[0]
-        if broken:
-            again = self._rows(*statement)[0]
-            standing = set(map(tuple, again[2]))
-            rows = [row for row in rows if tuple(row) in standing]
-            broken = min(broken, again[1]) if rows else 0
-        return compared, broken, _findings(f"rollup {rollup.table}", rollup.keys, rows)
+        compared, differ, rows, years = self._rows(*statement)[0]
 
-    def _twice(self, sql: str, parameters: Mapping[str, Any]) -> Sequence[tuple[Any, ...]]:
-        rows = self._rows(sql, parameters)
-        if not rows:
-            return rows
-        again = set(self._rows(sql, parameters))
-        return [row for row in rows if row in again]
+        def again() -> Sequence[tuple[Any, ...]]:
+            nonlocal differ
+            _, now, shown, _ = self._rows(*statement)[0]
+            differ = min(differ, now)
+            return [tuple(row) for row in shown]
+
+        rows = self._standing([tuple(row) for row in rows], again)
+        differ = (differ if differ > CELLS_SHOWN else len(rows)) if rows else 0
+        return compared, differ, found(f"rollup {rollup.table}", rollup.keys, rows), years if rows else ()
+
+    def _standing(self, rows: Sequence[_R], again: Callable[[], Sequence[_R]]) -> Sequence[_R]:
+        """What is found again with the same difference however often one looks: the rest was under way."""
+        for pause_s in self._pauses_s:
+            if not rows:
+                break
+            self._sleep(pause_s)
+            seen = set(map(repr, again()))
+            rows = [row for row in rows if repr(row) in seen]
+        return rows
 
     def _rows(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Sequence[tuple[Any, ...]]:
-        return self._store.query(sql, parameters, _SETTINGS).rows
+        return self._store.query(sql, parameters, SETTINGS).rows
+
+
+def settled_parameters(store: Reader, topic: str) -> dict[str, Any]:
+    """The topic, and up to which position each partition is settled, as the statements ask for it."""
+    rows = [*store.query(PROGRESS, {"topic": topic}).rows, _NO_PARTITION]
+    partitions, epochs, positions = (list(column) for column in zip(*rows, strict=True))
+    return {"topic": topic, "partitions": partitions, "epochs": epochs, "positions": positions}
 
 
 def _statements(scope: Mapping[str, Any], stored: int) -> Iterator[tuple[str, str, tuple[str, ...], Mapping[str, Any]]]:
@@ -169,7 +251,7 @@ def _statements(scope: Mapping[str, Any], stored: int) -> Iterator[tuple[str, st
             yield check, sql, keys, {**scope, "slices": slices, "slice": slice_}
 
 
-def _findings(check: str, keys: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[Finding]:
+def found(check: str, keys: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[Finding]:
     """Findings of rows that are the keys' values, then the message."""
     return [
         Finding(check, {key: str(value) for key, value in zip(keys, row[:-1], strict=True)}, str(row[-1]))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from consumers.windows import CELL, DAY, Period, whole_cells
+from consumers.windows import CELL, DAY, Period, covering
 
 FOUND_MAX: Final = 10_000  # rows of one check: past that a store is rebuilt, not read
 CELLS_SHOWN: Final = 100
@@ -19,7 +19,7 @@ CELLS_SHOWN: Final = 100
 VERDICTS: Final = ("events", "accepted", "duplicates", "conflicts", "rejected", "rerouted")
 
 
-def _settled(offset: str) -> str:
+def settled(offset: str) -> str:
     """Whether a position lies before what its partition's worker has reported as counted."""
     return (
         f"(epoch, {offset}) < (transform(`partition`, {{partitions:Array(UInt32)}}, {{epochs:Array(UInt32)}},"
@@ -28,16 +28,19 @@ def _settled(offset: str) -> str:
     )
 
 
-_BLOCKS: Final = f"blocks FINAL WHERE topic = {{topic:String}} AND {_settled('`start`')}"
+_BLOCKS: Final = f"blocks FINAL WHERE topic = {{topic:String}} AND {settled('`start`')}"
 # account '' holds the marks of blocks (pipeline.stages.sink), id 0 their ids: they are no events
-_FACTS: Final = f"events WHERE account != '' AND {_settled('block_start')}"
-_IDS: Final = f"event_ids WHERE id_hash != 0 AND {_settled('`offset`')}"
+_FACTS: Final = f"events WHERE account != '' AND {settled('block_start')}"
+_IDS: Final = f"event_ids WHERE id_hash != 0 AND {settled('`offset`')}"
 
 PROGRESS: Final = (
     "SELECT `partition`, epoch, position FROM progress FINAL WHERE topic = {topic:String} ORDER BY `partition`"
 )
 
-COUNTS: Final = f"SELECT {', '.join(f'sum({name})' for name in VERDICTS)}, count() FROM {_BLOCKS} AND month = 0"
+# rules 0: no block, but a range that was given up (pipeline.block.GAP_RULES)
+COUNTS: Final = (
+    f"SELECT {', '.join(f'sum({name})' for name in VERDICTS)}, countIf(rules != 0) FROM {_BLOCKS} AND month = 0"
+)
 
 FACT_COUNTS: Final = f"SELECT (SELECT count() FROM {_FACTS}) AS stored, (SELECT count() FROM {_IDS}) AS ids"
 
@@ -77,6 +80,38 @@ FROM
 WHERE message != ''
 ORDER BY epoch, `partition`, `start`
 LIMIT {FOUND_MAX}"""
+
+# Every range that was given up, whoever has told of it; told = 0 where the ledger has it without its reason.
+GAPS: Final = """SELECT epoch, `partition`, `start`, `end`, told, message
+FROM
+(
+    SELECT
+        b.epoch AS epoch,
+        b.`partition` AS `partition`,
+        b.`start` AS `start`,
+        b.`end` AS `end`,
+        g.told AS told,
+        if(
+            told = 1,
+            concat(
+                'given up: ', toString(`end` - `start`), ' records at most, by ', told_by, ' at ',
+                formatDateTime(told_at, '%Y-%m-%dT%H:%i:%SZ', 'UTC'), ': ', reason
+            ),
+            'given up, and nobody has told why'
+        ) AS message
+    FROM
+    (
+        SELECT epoch, `partition`, `start`, `end`
+        FROM blocks FINAL WHERE topic = {topic:String} AND month = 0 AND rules = 0 AND `end` > `start`
+    ) AS b
+    LEFT JOIN
+    (
+        SELECT epoch, `partition`, `start`, `end`, reason, told_by, told_at, toUInt8(1) AS told
+        FROM gaps FINAL
+        WHERE topic = {topic:String}
+    ) AS g ON b.epoch = g.epoch AND b.`partition` = g.`partition` AND b.`start` = g.`start` AND b.`end` = g.`end`
+)
+ORDER BY epoch, `partition`, `start`"""
 
 VERDICT_SUMS: Final = f"""SELECT epoch, `partition`, `start`, message
 FROM
@@ -145,7 +180,7 @@ FROM
             toUInt128(0) AS found_ids,
             toUInt64(18446744073709551615) AS lowest,
             toUInt64(0) AS highest
-        FROM {_BLOCKS} AND month > 0
+        FROM {_BLOCKS} AND month BETWEEN {{month_from:UInt32}} AND {{month_to:UInt32}}
         UNION ALL
         SELECT
             epoch,
@@ -162,6 +197,7 @@ FROM
             min(`offset`) AS lowest,
             max(`offset`) AS highest
         FROM {_FACTS}
+            AND toYYYYMM(timestamp) BETWEEN {{month_from:UInt32}} AND {{month_to:UInt32}}
         GROUP BY epoch, `partition`, `start`, month
     )
     GROUP BY epoch, `partition`, `start`, month
@@ -200,7 +236,7 @@ FROM
         (
             SELECT epoch, `partition`, `offset`, verdict
             FROM rejects FINAL
-            WHERE topic = {{topic:String}} AND {_settled("`offset`")}
+            WHERE topic = {{topic:String}} AND {settled("`offset`")}
         ) AS r
         ASOF LEFT JOIN
         (
@@ -212,6 +248,47 @@ FROM
     GROUP BY epoch, `partition`, `start`
 )
 WHERE rejected_over != 0 OR conflicts_over != 0
+ORDER BY epoch, `partition`, `start`
+LIMIT {FOUND_MAX}"""
+
+REPEATS: Final = f"""SELECT epoch, `partition`, `start`, message
+FROM
+(
+    SELECT
+        epoch,
+        `partition`,
+        `start`,
+        toInt64(sum(found_duplicates)) - toInt64(sum(duplicates)) AS duplicates_over,
+        toInt64(sum(found_conflicts)) - toInt64(sum(conflicts)) AS conflicts_over,
+        concat(
+            'repeats have ', toString(duplicates_over), ' duplicates and ', toString(conflicts_over),
+            ' conflicts more than the ledger'
+        ) AS message
+    FROM
+    (
+        SELECT
+            epoch, `partition`, `start`, duplicates, conflicts, 0 AS found_duplicates, 0 AS found_conflicts,
+            repeats_kept AS kept, toUInt8(1) AS stated
+        FROM {_BLOCKS} AND month = 0
+        UNION ALL
+        SELECT
+            epoch,
+            `partition`,
+            block_start AS `start`,
+            0 AS duplicates,
+            0 AS conflicts,
+            countIf(verdict = 'duplicate') AS found_duplicates,
+            countIf(verdict = 'conflict') AS found_conflicts,
+            toUInt8(0) AS kept,
+            toUInt8(0) AS stated
+        FROM repeats FINAL
+        WHERE topic = {{topic:String}} AND {settled("block_start")}
+        GROUP BY epoch, `partition`, block_start
+    )
+    GROUP BY epoch, `partition`, `start`
+    HAVING max(kept) = 1 OR max(stated) = 0
+)
+WHERE duplicates_over != 0 OR conflicts_over != 0
 ORDER BY epoch, `partition`, `start`
 LIMIT {FOUND_MAX}"""
 
@@ -343,15 +420,13 @@ ROLLUPS: Final[tuple[RollupCheck, ...]] = (
 )
 
 
-def rollup_cells(check: RollupCheck, account: str | None, period: Period) -> tuple[str, dict[str, Any]] | None:
-    """Compare each cell of a rollup in the period's whole cells with facts and corrections, both ways.
+def rollup_cells(check: RollupCheck, account: str | None, period: Period) -> tuple[str, dict[str, Any]]:
+    """Compare each cell of a rollup that the period touches with facts and corrections, both ways.
 
-    One row: cells compared, cells that differ, and up to CELLS_SHOWN of those as tuples of keys and message.
-    None where the period has no whole cell.
+    One row: cells compared, cells that differ, up to CELLS_SHOWN of those as tuples of keys and message, and the years
+    of all that differ.
     """
-    cells = whole_cells(period, DAY if check.time == "day" else CELL)
-    if cells is None:
-        return None
+    cells = covering(period, DAY if check.time == "day" else CELL)
     shape = "%Y-%m-%d" if check.time == "day" else "%Y-%m-%d %H:%M:%S"
     type_ = "Date" if check.time == "day" else "DateTime('UTC')"
     parameters: dict[str, Any] = {"from": cells.start.strftime(shape), "to": cells.end.strftime(shape)}
@@ -375,7 +450,8 @@ def rollup_cells(check: RollupCheck, account: str | None, period: Period) -> tup
     )
     sql = (
         f"SELECT count() AS compared, countIf(message != '') AS broken,"
-        f" groupArrayIf({CELLS_SHOWN})(({', '.join(f'toString({k})' for k in check.keys)}, message), message != '')"
+        f" groupArrayIf({CELLS_SHOWN})(({', '.join(f'toString({k})' for k in check.keys)}, message), message != ''),"
+        f" arraySort(groupUniqArrayIf(toYear({check.time}), message != '')) AS years"
         f"\nFROM\n(\n    SELECT {keys}, {_message(check)}\n    FROM\n    (\n{stated}\n        UNION ALL\n{found}\n"
         "    )\n"
         f"    GROUP BY {keys}\n)"

@@ -3,7 +3,10 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from consumers.audit import AuditReport
+from consumers.audit import ALL_TIME, AuditReport, Finding
+from consumers.audit_deep import Deep
+from consumers.audit_repair import RepairReport
+from consumers.auditor import Audited
 from consumers.usage import UsageResult, decimal_text
 
 
@@ -34,10 +37,18 @@ def usage_document(result: UsageResult) -> dict[str, Any]:
     }
 
 
-def audit_document(report: AuditReport) -> dict[str, Any]:
-    """An audit's report."""
+def audit_document(report: AuditReport, deep: Deep | None = None, repair: RepairReport | None = None) -> dict[str, Any]:
+    """An audit's report, with what was read from the log and what was rebuilt where that was asked for. `drift` and
+    `findings` are those of store and log together."""
     return {
-        "drift": report.drift,
+        "drift": report.drift + (deep.drift if deep else 0),
+        "scope": {
+            "account": report.scope.account,
+            "start": None if report.scope.period.start == ALL_TIME.start else instant_text(report.scope.period.start),
+            "end": None if report.scope.period.end == ALL_TIME.end else instant_text(report.scope.period.end),
+            "by_scope": ["months of facts", "rollups"],
+            "whole": ["ledger", "ids", "positions", "rejects"],
+        },
         "events": report.events,
         "accepted": report.accepted,
         "duplicates": report.duplicates,
@@ -47,11 +58,61 @@ def audit_document(report: AuditReport) -> dict[str, Any]:
         "blocks": report.blocks,
         "stored": report.stored,
         "cells": report.cells,
-        "findings": [
-            {"check": finding.check, "where": dict(finding.where), "message": finding.message}
-            for finding in report.findings
-        ],
+        "findings": [_finding_document(finding) for finding in (*report.findings, *(deep.findings if deep else ()))],
+        "gaps": [_finding_document(gap) for gap in report.gaps],
+        **({} if deep is None else {"deep": _deep_document(deep)}),
+        **({} if repair is None else {"repair": _repair_document(repair)}),
     }
+
+
+def audited_document(audited: Audited) -> dict[str, Any]:
+    """One audit of the running ones."""
+    return {
+        "at": instant_text(audited.at),
+        "scope": audited.scope,
+        "drift": audited.drift,
+        **audited.counts,
+        "blocks": audited.blocks,
+        "cells": audited.cells,
+        "seconds": round(audited.seconds, 3),
+        "findings": list(audited.findings),
+    }
+
+
+def _deep_document(deep: Deep) -> dict[str, Any]:
+    return {
+        "drift": deep.drift,
+        "events": deep.events,
+        "blocks": deep.blocks,
+        "not_retained": {
+            "events": deep.events_not_retained,
+            "offsets": [
+                {"partition": partition, "start": start, "end": end}
+                for partition, (start, end) in sorted(deep.not_retained.items())
+            ],
+        },
+        "skipped": list(deep.skipped),
+    }
+
+
+def _repair_document(repair: RepairReport) -> dict[str, Any]:
+    return {
+        "rebuilt": [
+            {
+                "table": last.table,
+                "year": last.year,
+                "facts": last.facts,
+                "blocks_added": last.blocks,
+                "partitions_open": list(last.open),
+            }
+            for last in repair.rebuilt
+        ],
+        "beyond": list(repair.beyond),
+    }
+
+
+def _finding_document(finding: Finding) -> dict[str, Any]:
+    return {"check": finding.check, "where": dict(finding.where), "message": finding.message}
 
 
 def instant_text(instant: datetime) -> str:

@@ -3,10 +3,8 @@
 Rules: values in, text out. Colour and width are the console's affair; a file or pipe gets plain text.
 """
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Final, Literal
@@ -14,14 +12,18 @@ from typing import Final, Literal
 from rich.console import Console
 from rich.table import Table
 
-from consumers.audit import AuditReport
+from consumers.audit import AuditReport, Finding
+from consumers.audit_deep import Deep
+from consumers.audit_repair import RepairReport
 from consumers.documents import audit_document, instant_text, usage_document
+from consumers.terminal import csv_text as _csv
+from consumers.terminal import escaped as _escaped
+from consumers.terminal import table_text as _text
 from consumers.usage import DIMENSION_PREFIX, UsageResult, UsageRow, decimal_text, zone_of
 
 OutputFormat = Literal["table", "json", "csv"]
 BAR_CHARS: Final = 24
 _PARTS: Final = " ▏▎▍▌▋▊▉█"
-_PLAIN_WIDTH: Final = 200  # of a file or pipe
 
 
 def render_usage(result: UsageResult, fmt: OutputFormat, console: Console | None = None) -> str:
@@ -33,30 +35,87 @@ def render_usage(result: UsageResult, fmt: OutputFormat, console: Console | None
     return _text(_usage_table(result), console) + _completeness(result)
 
 
-def render_audit(report: AuditReport, fmt: OutputFormat, console: Console | None = None) -> str:
-    """An audit's report as text that ends with a newline; as CSV its findings."""
+def render_audit(
+    report: AuditReport,
+    fmt: OutputFormat,
+    console: Console | None = None,
+    *,
+    deep: Deep | None = None,
+    repair: RepairReport | None = None,
+) -> str:
+    """An audit's report as text that ends with a newline; as CSV its findings. `deep`, `repair`: what was read from
+    the log and what was rebuilt, where that was asked for."""
     if fmt == "json":
-        return json.dumps(audit_document(report), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(audit_document(report, deep, repair), indent=2, ensure_ascii=False) + "\n"
+    findings = (*report.findings, *(deep.findings if deep else ()))
     if fmt == "csv":
-        rows = ((f.check, " ".join(f"{k}={v}" for k, v in f.where.items()), f.message) for f in report.findings)
+        told = (*findings, *report.gaps)
+        rows = ((f.check, " ".join(f"{k}={v}" for k, v in f.where.items()), f.message) for f in told)
         return _csv(("check", "where", "message"), rows)
+    drift = report.drift + (deep.drift if deep else 0)
     counts = Table(title="Audit", show_header=False)
     counts.add_column("what")
     counts.add_column("count", justify="right")
     for name in ("events", "accepted", "duplicates", "conflicts", "rejected", "rerouted", "blocks", "stored", "cells"):
         counts.add_row(name, f"{getattr(report, name):,}")
-    counts.add_row("drift", f"{report.drift:,}", style="bold red" if report.drift else "bold green")
-    text = _text(counts, console)
-    if not report.drift:
-        return text + "Every event counts once; facts, ids, ledger and every rollup agree.\n"
-    return text + _text(_findings(report), console)
+    if deep:
+        counts.add_row("read again from the log", f"{deep.events:,}")
+    counts.add_row("drift", f"{drift:,}", style="bold red" if drift else "bold green")
+    text = _text(counts, console) + _audited(report) + _read_again(deep) + _rebuilt(repair)
+    if report.gaps:
+        text += _text(_findings(f"{len(report.gaps):,} ranges of events were lost and given up", report.gaps), console)
+    if not drift:
+        left = "event that was not lost" if report.gaps else "event"
+        return text + f"Every {left} counts once; facts, ids, ledger and every rollup agree.\n"
+    title = f"{drift:,} broken promises, the first {len(findings):,}"
+    return text + _text(_findings(title, findings), console)
 
 
-def _findings(report: AuditReport) -> Table:
-    table = Table(title=f"{report.drift:,} broken promises, the first {len(report.findings):,}")
+def _read_again(deep: Deep | None) -> str:
+    """What of the log could not be compared."""
+    if deep is None:
+        return ""
+    gone = [
+        f"Partition {partition}: offsets {start} to {end - 1} are not retained any more.\n"
+        for partition, (start, end) in sorted(deep.not_retained.items())
+    ]
+    if gone:
+        gone.append(f"{deep.events_not_retained:,} events were not compared with the log for that.\n")
+    return "".join(gone + [f"Not compared with the log: {why}.\n" for why in deep.skipped])
+
+
+def _rebuilt(repair: RepairReport | None) -> str:
+    """What a repair has done and what it could not."""
+    if repair is None:
+        return ""
+    lines = [f"Rebuilt {r.table} {r.year} from {r.facts:,} facts, {r.blocks:,} blocks added." for r in repair.rebuilt]
+    lines += [
+        f"{r.table} {r.year}: partitions {', '.join(map(str, r.open))} have a block that no worker has finished; "
+        "start the workers, then repair again."
+        for r in repair.rebuilt
+        if r.open
+    ]
+    lines += [f"Not to be repaired from here: {line}." for line in repair.beyond]
+    return "\n".join(lines or ["Nothing to rebuild."]) + "\n"
+
+
+def _audited(report: AuditReport) -> str:
+    """What a narrowed audit has left out; nothing when it was whole."""
+    if report.scope.whole:
+        return ""
+    start, end = (instant_text(instant) for instant in report.scope.period)
+    whose = "all accounts" if report.scope.account is None else f"account {report.scope.account}"
+    return (
+        f"Rollups of {whose} in cells that touch {start} to {end}, facts of those months against the ledger.\n"
+        "Not by event time, and checked whole: ledger, verdicts, ids, positions, rejects and the counts above.\n"
+    )
+
+
+def _findings(title: str, findings: Sequence[Finding]) -> Table:
+    table = Table(title=title)
     for column in ("check", "where", "what"):
         table.add_column(column, overflow="fold")
-    for finding in report.findings:
+    for finding in findings:
         table.add_row(finding.check, " ".join(f"{k}={v}" for k, v in finding.where.items()), finding.message)
     return table
 
@@ -125,26 +184,6 @@ def _usage_csv(result: UsageResult) -> str:
     return _csv(("start", "end", *groups, "aggregation", "events", "value"), rows)
 
 
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return out.getvalue()
-
-
 def _local(result: UsageResult, instant: datetime) -> str:
     local = instant.astimezone(zone_of(result.query.zone))
     return local.isoformat(sep=" ", timespec="seconds" if local.second or local.microsecond else "minutes")
-
-
-def _escaped(text: str) -> str:
-    """Square brackets are markup to rich."""
-    return text.replace("[", "\\[")
-
-
-def _text(table: Table, console: Console | None) -> str:
-    target = console or Console(width=_PLAIN_WIDTH, color_system=None, force_terminal=False)
-    with target.capture() as capture:
-        target.print(table)
-    return capture.get()

@@ -10,7 +10,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from consumers.usage import DIMENSION_PREFIX, UsageError, UsageQuery, zone_of
-from consumers.windows import day_start
+from consumers.windows import Period, day_start
 from pipeline.event import parse_timestamp
 
 TEXT_CHARS_MAX: Final = 256
@@ -30,6 +30,11 @@ _WHERE: Final = re.compile(r"filter\[(.+)\]", re.DOTALL)
 _DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
 _LOCAL: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def instant_from(name: str, text: str, zone: str = "UTC") -> datetime:
+    """The instant that the parameter `name` gives: RFC 3339, or a local date or time of the zone. Raises UsageError."""
+    return _instant(name, text, zone_of(zone))
 
 
 def query_from(parameters: Mapping[str, Sequence[str]], account: str, now: datetime) -> UsageQuery:
@@ -63,6 +68,21 @@ def query_from(parameters: Mapping[str, Sequence[str]], account: str, now: datet
     values["start"] = month if start is None else _instant("start", start[0], zone)
     values["end"] = max(now, values["start"] + timedelta(seconds=1)) if end is None else _instant("end", end[0], zone)
     return UsageQuery(**values, where=where, group_by=tuple(groups))
+
+
+def period_from(start: str | None, end: str | None, zone: str | None, without: Period) -> Period:
+    """The period [start, end) as `query_from` reads it; bounds that are not given are those of `without`.
+
+    Raises UsageError.
+    """
+    at = zone_of(zone or "UTC")
+    period = Period(
+        without.start if start is None else _instant("start", start, at),
+        without.end if end is None else _instant("end", end, at),
+    )
+    if period.start >= period.end:
+        raise UsageError("end", "range", f"the period ends at {period.end.isoformat()}, not after its start")
+    return period
 
 
 def _single(name: str, given: Sequence[str]) -> str:

@@ -100,6 +100,13 @@ def whole_cells(period: Period, cell: timedelta) -> Period | None:
     return Period(start, end) if start < end else None
 
 
+def covering(period: Period, cell: timedelta) -> Period:
+    """The smallest period of whole cells of UTC that holds this one."""
+    start = _EPOCH + (period.start - _EPOCH) // cell * cell
+    end = _EPOCH + -((_EPOCH - period.end) // cell) * cell
+    return Period(start, end)
+
+
 def rest(period: Period, inner: Period | None) -> tuple[Period, ...]:
     """What of the period lies outside `inner`."""
     if inner is None:

@@ -12,9 +12,11 @@ import msgspec
 
 from pipeline.event import Event, FieldError
 
-#: Version of the stages' rules. Whoever changes what a line's verdict, meters or checksum are raises it; a worker
-#: rebuilds a block only under the version that its intent names.
+#: Newest version of the stages' rules. Whoever changes what a line's verdict, meters or checksum are raises it and
+#: keeps the former set in `stages.build.RULE_SETS`: a block is rebuilt under the version that its intent names.
 RULES: Final = 1
+#: In the place of a version: the ledger's entry is no block but a range that was given up (`tally offsets skip`).
+GAP_RULES: Final = 0
 _TAG: Final = "tallystream/1"
 METADATA_BYTES_MAX: Final = 4096  # Kafka's offset.metadata.max.bytes
 

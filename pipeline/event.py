@@ -244,6 +244,20 @@ def derived_id_hash(epoch: int, topic: str, partition: int, offset: int, line: i
     return xxh3_128_intdigest(_position(epoch, partition, offset, line) + topic.encode())
 
 
+def readable_transaction_id(line: bytes) -> str | None:
+    """The id that a line names, also where the line as a whole is no event; None where none can be read."""
+    try:
+        found = _decode_id(line).transaction_id
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        found = None
+    if found is None:  # the fast decoder is stricter than the one that explains refusals
+        try:
+            found = _strict_fields(line).get("transactionId")
+        except EventError:
+            return None
+    return found if isinstance(found, str) and 1 <= len(found) <= ID_CHARS_MAX and _is_text(found) else None
+
+
 def partition_of(hash128: int, partitions: int) -> int:
     """The partition in which an id always lies."""
     return hash128 % partitions
@@ -352,6 +366,15 @@ def _float_hook(text: str) -> Decimal | int:
     return _plain_number(_EXACT.create_decimal(text))
 
 
+class _WireId(msgspec.Struct, gc=False):
+    transaction_id: str | None = msgspec.field(name="transactionId", default=None)
+
+
+def _is_text(text: str) -> bool:
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+_decode_id = msgspec.json.Decoder(_WireId).decode
 _decode_wire = msgspec.json.Decoder(_Wire).decode
 _decode_document_fast = msgspec.json.Decoder(dict[str, Any], float_hook=_float_hook).decode
 _encode_wire = msgspec.json.Encoder(decimal_format="number").encode

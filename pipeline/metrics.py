@@ -1,8 +1,8 @@
-"""Every metric of the worker: name and meaning in one place."""
+"""Every metric of the worker and of the running audit: name and meaning in one place."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from pipeline.session import Standing
@@ -30,6 +30,56 @@ LAG = ("tally_lag_records", "Records of the partition that are not counted yet")
 STOPPED = ("tally_partition_stopped", "1 when the partition waits for a person; see the log and /readyz")
 IDS = ("tally_dedup_ids", "Ids in the partition's table of first sightings, roughly")
 EXPIRED = ("tally_dedup_expired_ids", "Ids in the partition's filter of expired ids, roughly")
+#: name, help, of the running audit; by scope, `full` or `quick`
+AUDIT_GAUGES = (
+    ("tally_audit_drift", "Broken promises that the last audit has found; 0 when all hold"),
+    ("tally_audit_time_seconds", "When the last audit ended, in seconds since 1970"),
+    ("tally_audit_duration_seconds", "How long the last audit took"),
+)
+AUDIT_FAILURES = ("tally_audit_failures", "Audits that could not be done, because the store was away or refused")
+
+
+class AuditMetrics:
+    """A Prometheus collector over the last audit of each scope, and its page."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[float, float, float]] = {}
+        self._failures = 0
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def heard(self, scope: str, *, drift: int, at_s: float, duration_s: float) -> None:
+        """Takes note of an audit."""
+        self._last[scope] = (float(drift), at_s, duration_s)
+
+    def failed(self) -> None:
+        """Takes note of an audit that could not be done."""
+        self._failures += 1
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics as they are now."""
+        last = sorted(self._last.items())
+        for i, (name, text) in enumerate(AUDIT_GAUGES):
+            family = GaugeMetricFamily(name, text, labels=["scope"])
+            for scope, values in last:
+                family.add_metric([scope], values[i])
+            yield family
+        yield CounterMetricFamily(*AUDIT_FAILURES, value=self._failures)
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self._registry)
+
+    def serve(self, host: str, port: int) -> Callable[[], None]:
+        """Serves the page in a thread of its own; returns what ends it. Raises OSError when the port is taken."""
+        server, thread = start_http_server(port, host, self._registry)
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return stop
 
 
 class WorkerMetrics:

@@ -309,7 +309,10 @@ class Blocks(Protocol):
         """Notes the partition's very first start."""
 
     def last_block(self, epoch: int, partition: int) -> Intent | None:
-        """The ledger's newest block of the partition."""
+        """The ledger's newest block of the partition, or the range that was given up after it (rules GAP_RULES)."""
+
+    def whole(self, epoch: int, partition: int, start: int) -> bool:
+        """Whether the ledger's block that begins there has arrived in every table, with its rejects."""
 
     def counted_before(
         self, epoch: int, partition: int, offset: int, *, appended_before_ms: int | None = None
@@ -331,6 +334,9 @@ class Blocks(Protocol):
 
     def write_rejects(self, block: Block) -> None:
         """Refused lines and conflicts; idempotent."""
+
+    def write_repeats(self, block: Block) -> None:
+        """Duplicates and conflicts by position; idempotent."""
 
     def ids(self, partition: int, after: bytes, since: Border) -> bytes:
         """Keys of the partition's ids first seen at or after that border, in the order of their hashes and above the

@@ -8,7 +8,7 @@ never be bent:
   unanswered, the session ends and everything built is dropped;
 - rows are inserted only within the lease after the statement, and the store refuses them past their deadline; later,
   or after any doubt, the store is read back first, table by table;
-- a block's end is committed only when rows, ledger, changelog, forwards and rejects are acknowledged.
+- a block's end is committed only when rows, ledger, changelog, forwards, rejects and repeats are acknowledged.
 Block k+1 is built while block k is being stored; more than two blocks are never held.
 """
 
@@ -22,8 +22,9 @@ from typing import Any, Final, NoReturn, Protocol, TypeVar
 import msgspec
 import structlog
 
-from pipeline.block import KEY_BYTES, RULES, Committed, Intent, Line, decode_metadata, encode_metadata
+from pipeline.block import KEY_BYTES, Committed, Intent, Line, decode_metadata, encode_metadata
 from pipeline.changelog import Change, pack_changes, reach_of, unpack_change
+from pipeline.going_on import LedgerAhead, Lost, StoreBehind, going_on, is_gap, out_of_log, store_behind
 from pipeline.inbox import Inbox, Range
 from pipeline.ports import (
     Batch,
@@ -45,7 +46,7 @@ from pipeline.ports import (
     Table,
     TableClosed,
 )
-from pipeline.stages.build import Place, UnknownRules, finish_block, read_lines
+from pipeline.stages.build import RULE_SETS, Place, RuleSet, UnknownRules, finish_block, read_lines
 from pipeline.stages.decode import catalog_stamp
 from pipeline.stages.dedup import open_keys
 from pipeline.stages.mapping import Mapper
@@ -97,7 +98,8 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Outside(msgspec.Struct, frozen=True):
-    """Everything outside a session, shared by all sessions of a worker. `cpu` runs one thing at a time."""
+    """Everything outside a session, shared by all sessions of a worker. `cpu` runs one thing at a time; new blocks
+    are begun under the newest of `rule_sets`."""
 
     group: Group
     writer: LogWriter
@@ -111,6 +113,7 @@ class Outside(msgspec.Struct, frozen=True):
     topic_rejects: str
     topic_changelog: str
     fail_point: Callable[[str], None]
+    rule_sets: Mapping[int, RuleSet] = msgspec.field(default_factory=lambda: RULE_SETS)
 
 
 class _Lease(Enum):
@@ -232,43 +235,33 @@ class Session:
             await asyncio.sleep((self._limits.lease_ms + self._limits.deadline_ms) / 1000)
             ours = await self._committed(epoch.number)
         ledger = await self._store(lambda: self._out.blocks.last_block(epoch.number, self._partition))
-        if ours is None:
-            if ledger is not None:
-                found = Committed(epoch.number, ledger.start, ledger)
-            else:
-                found = Committed(epoch.number, await self._first_offset(epoch), None)
-            await self._commit(found.offset, found.intent)  # what was restored is stated before it is acted on
-            return found
-        if ledger is None:
-            if not epoch.known or ours.offset > epoch.first_offset:
-                await self._stop_as_owner(ours, self._store_is_behind(ours.offset, "is empty"))
-            return ours
-        if ledger.start > ours.offset or (ledger.start == ours.offset and ours.intent is None):
-            self._log.warning("ledger_ahead", ledger=ledger.start, group=ours.offset)
-            return Committed(epoch.number, ledger.start, ledger)
-        if ours.offset not in (ledger.start, ledger.end):
-            await self._stop_as_owner(
-                ours, self._store_is_behind(ours.offset, f"has {ledger.start} to {ledger.end} as its last block")
-            )
-        return ours
+        match going_on(self._partition, ours, ledger, epoch):
+            case StoreBehind(committed, reason):
+                await self._stop_as_owner(committed, reason)
+            case Lost(known):
+                found = known or Committed(epoch.number, await self._first_offset(epoch), None)
+                await self._commit(found.offset, found.intent)  # what was restored is stated before it is acted on
+            case LedgerAhead(found):
+                self._log.warning("ledger_ahead", ledger=found.offset, group=ours.offset if ours else None)
+            case Committed() as found:
+                await self._check_last_block(found, ledger)
+        return found
 
-    def _store_is_behind(self, counted: int, ledger: str) -> str:
-        return (
-            f"the group has counted partition {self._partition} up to {counted}, the store's ledger {ledger}: the "
-            "store was put back to an older state. Restore a newer backup, or reset the group's offset of this "
-            "partition with kafka-consumer-groups.sh while no worker runs: the worker then goes on from the ledger"
-        )
+    async def _check_last_block(self, committed: Committed, last: Intent | None) -> None:
+        """A block's ledger entry is written before its rows: a store put back to the moment between has only the
+        first."""
+        if last is None or is_gap(last) or committed.offset != last.end:
+            return
+        if not await self._store(lambda: self._out.blocks.whole(last.epoch, self._partition, last.start)):
+            lacks = f"lacks parts of its last block, {last.start} to {last.end}"
+            await self._stop_as_owner(committed, store_behind(self._partition, committed.offset, lacks))
 
     async def _check_retention(self, committed: Committed) -> None:
         """What is not counted yet must still be in the log: reading on from elsewhere would lose it silently."""
         first, end = await self._bounds(self._place.topic)
-        if not first <= committed.offset <= end:
-            await self._stop_as_owner(
-                committed,
-                f"partition {self._partition} goes on at offset {committed.offset}, but its log holds {first} to {end} "
-                "only: events were deleted before they were counted. Put the records back, and raise "
-                "TALLY_RETENTION_HOURS above the longest time that no worker runs",
-            )
+        reason = out_of_log(self._partition, committed.offset, first, end)
+        if reason is not None:
+            await self._stop_as_owner(committed, reason)
 
     async def _stop_as_owner(self, committed: Committed, reason: str) -> NoReturn:
         """Only the owner may say that a partition must not go on, and may have seen it all: a commit of what is there
@@ -426,7 +419,7 @@ class Session:
             taken = inbox.take(self._limits.rows_max, self._limits.bytes_max)
             self._regulate()
             version = await self._catalog_for(taken)
-            self._next = await self._build(taken, version, RULES)
+            self._next = await self._build(taken, version, max(self._out.rule_sets))
             self._overlay.update(self._next.sightings)
             self._next_taken.clear()
             self._next_ready.set()
@@ -459,7 +452,15 @@ class Session:
         started = time.monotonic()
 
         def read() -> tuple[list[Line], dict[bytes, bytes], list[bytes]]:
-            lines = read_lines(self._place, taken.records, start=taken.start, end=taken.end, mapper=mapper, rules=rules)
+            lines = read_lines(
+                self._place,
+                taken.records,
+                start=taken.start,
+                end=taken.end,
+                mapper=mapper,
+                rules=rules,
+                rule_sets=self._out.rule_sets,
+            )
             keys = open_keys(lines)
             found = dict(self._look_up(keys))
             return lines, found, self._table.may_be_expired([key for key in keys if key not in found])
@@ -474,6 +475,7 @@ class Session:
                 catalog_version=version,
                 lookup=lambda keys: found,
                 rules=rules,
+                rule_sets=self._out.rule_sets,
             )
 
         lines, found, unsure = await self._cpu(read)
@@ -545,6 +547,8 @@ class Session:
         intent = None if following is None else following.intent(self._out.now_ms())
         await self._commit(block.end, intent)
         self._out.fail_point("end_committed")
+        if intent is not None:
+            self._out.fail_point("intent_committed")
         self._note(block)
         if following is None or intent is None:
             return None
@@ -554,9 +558,10 @@ class Session:
     # -- effects outside the store
 
     async def _effects(self, block: Block) -> None:
-        """Forwards, rejects and the changelog: each at least once, all acknowledged."""
+        """Forwards, rejects, repeats and the changelog: each at least once, all acknowledged."""
         await self._forward(block)
         await self._reject(block)
+        self._out.fail_point("before_changelog")
         for change in pack_changes(block.epoch, block.start, block.end, block.sightings):
             offset = await self._write(self._out.topic_changelog, change, self._partition)
             self._tidier.wrote(offset, *reach_of(change))
@@ -564,9 +569,13 @@ class Session:
 
     async def _forward(self, block: Block) -> None:
         """Events whose id belongs to another partition go there as they came, and get their verdict there."""
+        if not block.forwards:
+            return
+        self._out.fail_point("before_forwards")
         for start in range(0, len(block.forwards), _FORWARDS_AT_ONCE):
             lines = block.forwards[start : start + _FORWARDS_AT_ONCE]
             await asyncio.gather(*[self._forward_line(block, line) for line in lines])
+        self._out.fail_point("forwards_acknowledged")
 
     async def _forward_line(self, block: Block, line: Line) -> None:
         kept = [(name, value) for name, value in line.headers if name in ("account", "catalog", "defaulted")]
@@ -577,11 +586,13 @@ class Session:
         )
 
     async def _reject(self, block: Block) -> None:
-        if not block.rejects:
-            return
-        await asyncio.gather(*[self._reject_line(block, line) for line in block.rejects])
-        self._out.fail_point("rejects_acknowledged")
-        await self._store(lambda: self._out.blocks.write_rejects(block))
+        if block.rejects:
+            self._out.fail_point("before_rejects")
+            await asyncio.gather(*[self._reject_line(block, line) for line in block.rejects])
+            self._out.fail_point("rejects_acknowledged")
+            await self._store(lambda: self._out.blocks.write_rejects(block))
+        if block.repeats is not None:
+            await self._store(lambda: self._out.blocks.write_repeats(block))
 
     async def _reject_line(self, block: Block, line: Line) -> None:
         headers = [
@@ -607,13 +618,17 @@ class Session:
         doubt = recovered
         wait_s = _RETRY_FIRST_S
         while True:
-            if self._too_old(holder) and await self._renew(block, holder) is _Lease.DONE:
-                return
+            looked_ms = self._out.now_ms()
+            if self._too_old(holder):
+                if await self._renew(block, holder) is _Lease.DONE:
+                    return
+                looked_ms = holder.intent.stated_ms
             try:
                 self._out.fail_point("before_insert")
                 # Half of D to begin, half to end what began in time and for clocks that differ: the store looks at
-                # the deadline once, when the rows arrive, and writes table by table afterwards.
-                deadline_ms = self._out.now_ms() + self._limits.deadline_ms // 2
+                # the deadline once, when the rows arrive, and writes table by table afterwards. Counted from before
+                # the lease was looked at: a worker that is stopped in between must not come back with a fresh one.
+                deadline_ms = looked_ms + self._limits.deadline_ms // 2
                 await self._io(self._out.blocks.insert, block, deadline_ms)
                 self._out.fail_point("inserted")
                 break
@@ -643,6 +658,7 @@ class Session:
     async def _renew(self, block: Block, holder: "_Statement") -> _Lease:
         """Step 6 with an old statement: wait until nothing of it can land any more, prove ownership, look, and only
         when nothing is there state it anew. Afterwards a block that is there is whole."""
+        self._out.fail_point("before_renewal")
         await self._wait_until_settled(holder)
         await self._commit(block.start, holder.intent)
         landed = await self._landed(block)
@@ -651,6 +667,7 @@ class Session:
             return _Lease.DONE
         holder.intent = msgspec.structs.replace(holder.intent, stated_ms=self._out.now_ms())
         await self._commit(block.start, holder.intent)
+        self._out.fail_point("renewed")
         return _Lease.INSERT
 
     async def _prove(self, block: Block, holder: "_Statement") -> None:
@@ -666,7 +683,9 @@ class Session:
         if landed.missing and not landed.surplus:
             self._log.warning("block_repaired", start=block.start, end=block.end, missing=landed.missing)
             self.standing.repairs += 1
+            self._out.fail_point("before_repair")
             await self._store(lambda: self._out.blocks.repair(block, landed))
+            self._out.fail_point("repaired")
             landed = await self._landed(block)
         if not landed.complete:
             raise PartitionStopped(

@@ -48,7 +48,12 @@ class Settings(BaseSettings):
     topic_catalog: str = Field(
         default="tally.catalog", description="compacted topic that holds the truth of the catalog"
     )
-    partitions: int = Field(default=6, ge=1, le=1024, description="partitions of the events topic; fixed for its life")
+    partitions: int = Field(
+        default=6,
+        ge=1,
+        le=1024,
+        description="partitions that ids are spread over; fixed for the life of topic and store",
+    )
     replication: int = Field(default=1, ge=1, description="replicas of each topic (3 in production)")
     min_insync: int = Field(default=1, ge=1, description="min.insync.replicas of each topic (2 in production)")
     retention_hours: int = Field(
@@ -105,6 +110,11 @@ class Settings(BaseSettings):
         "in the store, so that an id counts once for ever. 0 keeps all ids in the table",
     )
     cache_bytes: int = Field(default=256 << 20, ge=8 << 20, description="block cache of the dedup table")
+
+    # -- the running audit
+    audit_every_s: float = Field(default=60.0, gt=0, description="how often `tally auditor` looks at what is new")
+    audit_full_every_s: float = Field(default=3600.0, gt=0, description="how often it audits the whole store")
+    auditor_port: int = Field(default=6067, ge=0, le=65535, description="port of its metrics, on TALLY_API_HOST")
 
     # -- logs
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="level of the logs")

@@ -21,10 +21,18 @@ from pipeline.adapters.catalog_log import CatalogClient, KafkaCatalogLog
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.faust_bridge import App, GroupGate, SightingStore
 from pipeline.adapters.kafka import LogRanges, RecordWriter
-from pipeline.adapters.kafka_admin import BrokerUnavailable, Trimmer, check_topics, topic_id
+from pipeline.adapters.kafka_admin import (
+    BrokerUnavailable,
+    TopicLife,
+    TopicMismatch,
+    Trimmer,
+    check_topics,
+    topic_life,
+)
 from pipeline.catalog_mirror import CatalogMirror
 from pipeline.fail_points import fail_points
 from pipeline.metrics import WorkerMetrics
+from pipeline.migrate import MigrationError, pending
 from pipeline.ports import Batch, CatalogUnavailable, LogUnavailable, Member, Progress, StoreError, StoreUnavailable
 from pipeline.session import Limits, Outside, Session, Standing
 from pipeline.settings import Settings
@@ -33,6 +41,7 @@ from pipeline.stages.mapping import Mapper, Mappers
 
 _PROGRESS_EVERY_S: Final = 1.0
 _STALLED_S: Final = 30.0  # with lag and no movement for so long a worker is not ready
+_PRECONDITIONS_EVERY_S: Final = 5.0
 _REJOIN_AFTER_S: Final = 10.0  # a session that was refused waits this long for the group to move by itself
 _EXIT_AFTER_S: Final = 20.0  # how long a failed worker may take to stop tidily
 _EXIT_CODE: Final = 70
@@ -42,6 +51,10 @@ log = structlog.get_logger(__name__)
 
 class ClockSkew(Exception):  # noqa: N818
     """The clocks of worker and store differ by more than the lease can bear."""
+
+
+class TopicChanged(Exception):  # noqa: N818
+    """The events topic is not the one any more that the worker began with."""
 
 
 class CatalogOfSessions:
@@ -97,27 +110,29 @@ class Worker:
         self._ends: dict[int, int] = {}
         self._looked: dict[int, int] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._topic_id = ""
+        self._life = TopicLife("", 0)
+        self._schema = 0
         self._failed = ""
         self._stopping = False
+        self._fail_point = fail_points(os.environ.get("TALLY_FAIL_POINT"))
         self.metrics = WorkerMetrics(self.standings, self.lags, self._ids, self._expired_ids)
 
     # -- life
 
     async def start(self) -> None:
-        """Checks the preconditions and connects. Raises TopicMismatch, ClockSkew; waits while Kafka or the store is
-        away."""
+        """Checks the preconditions and connects. Raises TopicMismatch, MigrationError, ClockSkew; waits while Kafka or
+        the store is away."""
         await self._until_there(partial(check_topics, self._settings), BrokerUnavailable)
-        self._topic_id = await self._until_there(
-            partial(topic_id, self._settings, self._settings.topic_events), BrokerUnavailable
-        )
+        self._life = await self._until_there(self._look_at_topic, BrokerUnavailable)
         await self._until_there(self._check_clock, StoreUnavailable, StoreError)
+        await self._until_there(self._check_store, StoreUnavailable, StoreError)
         await self._connected(self._writer.start, LogUnavailable)
         await self._connected(self._catalog.start, CatalogUnavailable)
         mirror = CatalogMirror(self._catalog, self._store, self._settings.topic_catalog)
         self._tasks = [
             asyncio.create_task(self._look_at_ends(), name="look at ends"),
             asyncio.create_task(self._report_progress(), name="progress"),
+            asyncio.create_task(self._watch_preconditions(), name="preconditions"),
             asyncio.create_task(mirror.run(), name="catalog mirror"),
         ]
         for task in self._tasks:
@@ -215,7 +230,7 @@ class Worker:
             io=self._io,
             topic_rejects=settings.topic_rejects,
             topic_changelog=settings.topic_changelog,
-            fail_point=fail_points(os.environ.get("TALLY_FAIL_POINT")),
+            fail_point=self._fail_point,
         )
         limits = Limits(
             rows_max=settings.block_rows_max,
@@ -233,7 +248,7 @@ class Worker:
             settings.default_account,
             settings.ahead_max_hours * 3_600_000_000,
         )
-        return Session(outside, limits, place, member, self._topic_id, partial(self._table_store().open, number))
+        return Session(outside, limits, place, member, self._life.identity, partial(self._table_store().open, number))
 
     def _table_store(self) -> SightingStore:
         store: SightingStore = self._app.tables["dedup"].data
@@ -244,6 +259,59 @@ class Worker:
 
     def _expired_ids(self) -> Mapping[int, int]:
         return {number: table.expired_estimate() for number, table in self._table_store().opened().items()}
+
+    def _look_at_topic(self) -> TopicLife:
+        return topic_life(self._settings, self._settings.topic_events)
+
+    async def _watch_preconditions(self) -> None:
+        """Raises TopicChanged when the topic was given partitions, or deleted and made anew, and MigrationError when
+        another version has migrated the store: until the worker starts again, and checks everything, it would not
+        read, or take for known, what lies there."""
+        looks = (
+            (self._look_at_topic, self._life, self._topic_changed),
+            (self._blocks.schema_version, self._schema, self._store_changed),
+        )
+        while True:
+            await asyncio.sleep(_PRECONDITIONS_EVERY_S)
+            for look, expected, changed in looks:
+                try:
+                    found = await asyncio.get_running_loop().run_in_executor(self._io, look)
+                except (BrokerUnavailable, StoreUnavailable, StoreError) as error:
+                    log.warning("preconditions_not_read", error=str(error)[:300])
+                    continue
+                if found != expected:
+                    raise changed(found)
+
+    def _topic_changed(self, found: Any) -> Exception:
+        return TopicChanged(
+            f"topic {self._settings.topic_events} had {self._life.partitions} partitions and the id "
+            f"{self._life.identity}, now it has {found.partitions} and {found.identity}: start the workers again, they "
+            "check the topics and say what is to be done; leave TALLY_PARTITIONS as it is"
+        )
+
+    def _store_changed(self, found: Any) -> Exception:
+        return MigrationError(
+            f"the store was migrated from version {self._schema} to {found} while this worker ran: start the workers "
+            "of the version that did it"
+        )
+
+    def _check_store(self) -> None:
+        """The store must be of this version, with all rollups filled, and know ids by the same number of partitions."""
+        if missing := pending(self._settings):
+            raise MigrationError(f"the store lacks {', '.join(missing)}: stop the workers and run `tally migrate`")
+        if unfilled := self._blocks.unfilled():
+            raise MigrationError(
+                f"{', '.join(unfilled)} lacks blocks that other rollups hold: stop the workers and run `tally migrate`"
+            )
+        self._schema = self._blocks.schema_version()
+        found = self._blocks.moduli()
+        if found - {self._settings.partitions}:
+            former = ", ".join(map(str, sorted(found)))
+            raise TopicMismatch(
+                f"TALLY_PARTITIONS is {self._settings.partitions}, but the ids in the store were spread over {former} "
+                f"partitions: they would be looked for in others and count twice. Set TALLY_PARTITIONS={former} for "
+                "workers and API; the topics may have more partitions than that"
+            )
 
     def _check_clock(self) -> None:
         before = time.time() * 1000

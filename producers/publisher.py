@@ -18,10 +18,12 @@ from pipeline.transaction_id import new_transaction_id
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What became of one event: `error` is None once the broker has it, otherwise why it is not known to."""
+    """What became of one event: `error` is None once the broker has it, otherwise why it is not known to.
+    `place`: where it lies then: partition, offset, line of the record."""
 
     transaction_id: str
     error: str | None
+    place: tuple[int, int, int] | None = None
 
 
 class Publisher:
@@ -66,22 +68,24 @@ class Publisher:
         outcomes = await asyncio.gather(
             *(self._write(partition, [line for _, line in record], headers) for partition, record in records)
         )
-        errors: dict[int, str] = {
-            index: str(outcome)
-            for (_, record), outcome in zip(records, outcomes, strict=True)
-            if outcome is not None
-            for index, _ in record
-        }
-        if errors and len(errors) == len(events):
-            raise next(outcome for outcome in outcomes if outcome is not None)
-        return [Receipt(identity, errors.get(index)) for index, identity in enumerate(ids)]
+        receipts: dict[int, Receipt] = {}
+        for (partition, record), outcome in zip(records, outcomes, strict=True):
+            for number, (index, _) in enumerate(record):
+                if isinstance(outcome, LogUnavailable):
+                    receipts[index] = Receipt(ids[index], str(outcome))
+                else:
+                    receipts[index] = Receipt(ids[index], None, (partition, outcome, number))
+        failed = [outcome for outcome in outcomes if isinstance(outcome, LogUnavailable)]
+        if failed and len(failed) == len(outcomes):
+            raise failed[0]
+        return [receipts[index] for index in range(len(events))]
 
-    async def _write(self, partition: int, lines: list[bytes], headers: Sequence[Header]) -> LogUnavailable | None:
+    async def _write(self, partition: int, lines: list[bytes], headers: Sequence[Header]) -> int | LogUnavailable:
+        """The record's offset, or why it is not known."""
         try:
-            await self._log.write(self._topic, b"\n".join(lines), partition=partition, headers=headers)
+            return await self._log.write(self._topic, b"\n".join(lines), partition=partition, headers=headers)
         except LogUnavailable as error:
             return error
-        return None
 
 
 def _cut(lines: list[tuple[int, bytes]], bytes_max: int) -> list[list[tuple[int, bytes]]]:

@@ -4,14 +4,12 @@ Tests take an account of their own, or topics and databases of their own, so tha
 same tests run on servers in containers.
 """
 
-import asyncio
-import uuid
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
 from docker_stack import docker_chosen, mark_shared, start_docker_stack
-from running_stack import RunningStack, Tenant, catalog_of, start_stack
+from running_stack import RunningStack, Tenant, fresh_tenant, start_stack
 
 from pipeline.adapters.clickhouse import Store
 
@@ -19,12 +17,7 @@ from pipeline.adapters.clickhouse import Store
 hypothesis.settings.register_profile("without_deadline", deadline=None)
 hypothesis.settings.load_profile("without_deadline")
 
-_SHORT = {
-    "TALLY_LEASE_S": "12",
-    "TALLY_DEADLINE_S": "16",
-    "TALLY_CLOCK_SKEW_MAX_S": "1",
-    "TALLY_DEDUP_WINDOW_DAYS": "0.0002",  # 17 s: ids expire while the tests run, kills included
-}
+_SHORT_LEASE = {"TALLY_LEASE_S": "12", "TALLY_DEADLINE_S": "16", "TALLY_CLOCK_SKEW_MAX_S": "1"}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -35,14 +28,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """The session's stack, with the broker's default time-outs, a short lease, so that waits for it stay short, and a
-    short window, so that the dedup table expires."""
+    """The session's stack, with the broker's default time-outs and a short lease, so that waits for it stay short."""
     home = tmp_path_factory.mktemp("stack")
     if docker_chosen(request.config):
-        with start_docker_stack(home, _SHORT) as found:
+        with start_docker_stack(home, _SHORT_LEASE) as found:
             yield RunningStack(home, **found)
         return
-    running = start_stack(home, _SHORT)
+    running = start_stack(home, _SHORT_LEASE)
     yield running
     running.tally("down")
 
@@ -70,10 +62,4 @@ def stack_store(stack: RunningStack) -> Iterator[Store]:
 @pytest.fixture
 def tenant(stack: RunningStack) -> Tenant:
     """A fresh account."""
-    account = f"t-{uuid.uuid4().hex[:12]}"
-
-    async def make() -> str:
-        async with catalog_of(stack.settings) as catalog:
-            return (await catalog.ensure_first_account(account)).secret
-
-    return Tenant(account, asyncio.run(make()))
+    return fresh_tenant(stack)

@@ -154,6 +154,7 @@ def ledger_rows(events: Sequence[StoredEvent], *, start: int, end: int, **verdic
                 **counts,
                 "rows": len(part),
                 "value_sum": sum((e.value for e in part), Decimal(0)),
+                "rules": 1,
                 "id_hash_sum": _wide(sum(e.id_hash for e in part) % (1 << 128)),
                 "stated_at": datetime(2026, 1, 1, tzinfo=UTC),
             }

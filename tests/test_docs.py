@@ -54,11 +54,21 @@ def test_every_command_is_told(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [f"{name}_total" for name, _, _ in metrics.COUNTERS]
-    + [name for name, *_ in (*metrics.GAUGES, metrics.LAG, metrics.STOPPED, metrics.IDS, metrics.EXPIRED)],
+    [f"{name}_total" for name, *_ in (*metrics.COUNTERS, metrics.AUDIT_FAILURES)]
+    + [
+        name
+        for name, *_ in (
+            *metrics.GAUGES,
+            metrics.LAG,
+            metrics.STOPPED,
+            metrics.IDS,
+            metrics.EXPIRED,
+            *metrics.AUDIT_GAUGES,
+        )
+    ],
 )
 def test_every_metric_is_told(name: str) -> None:
-    """As the worker's page spells it."""
+    """As the page of worker or auditor spells it."""
     assert f"`{name}`" in _README
 
 
@@ -86,7 +96,10 @@ def test_no_route_is_told_that_is_not_there() -> None:
 def test_no_setting_is_told_that_is_not_there() -> None:
     """The same for settings."""
     told = set(re.findall(r"\bTALLY_[A-Z_]+\b", _README))
-    assert told - {f"TALLY_{name.upper()}" for name in Settings.model_fields} - {"TALLY_API_KEY"} == set()
+    assert (
+        told - {f"TALLY_{name.upper()}" for name in Settings.model_fields} - {"TALLY_API_KEY", "TALLY_FAIL_POINT"}
+        == set()
+    )
 
 
 @pytest.mark.parametrize("line", _tally_lines())
@@ -102,7 +115,7 @@ def test_each_command_in_the_readme_can_be_typed(line: str) -> None:
 def test_each_make_command_in_the_readme_is_there() -> None:
     """`make WORD` is a target of the Makefile."""
     told = set(re.findall(r"(?:`|^)make (\w+)", _README, re.MULTILINE))
-    assert {"demo", "test", "check", "bench"} <= told
+    assert {"demo", "test", "faults", "check", "bench"} <= told
     targets = set(re.findall(r"^(\w+):", _MAKEFILE, re.MULTILINE))
     assert told <= targets
 

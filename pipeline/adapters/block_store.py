@@ -4,8 +4,7 @@ Every method blocks and may raise StoreUnavailable (outcome unknown) or StoreErr
 itself: the session decides, under its lease.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -13,20 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.adapters.clickhouse import Store
-from pipeline.block import Intent, Line, Position, Sighting, Verdict, earlier, pack_sighting
+from pipeline.adapters.rollup_view import MARKED, insert_from, select_over
+from pipeline.block import GAP_RULES, Intent, Line, Position, Sighting, Verdict, earlier, pack_sighting
+from pipeline.event import id_hash, readable_transaction_id
 from pipeline.ports import Border, Epoch, Landed, Progress
 from pipeline.stages.sink import MARK_ACCOUNT, Block, mark_name, scaled, unscaled
 
-#: Rollups that every block marks, with the column that holds the mark's name and the one that holds its month.
-_MARKED: Final = {
-    "usage_client_day": ("feature", "day"),
-    "usage_15m": ("feature", "bucket"),
-    "usage_dimension_15m": ("feature", "bucket"),
-    "usage_uniques_client_day": ("feature", "day"),
-    "events_client_day": ("event_name", "day"),
-    "events_15m": ("event_name", "bucket"),
-    "events_dimension_15m": ("event_name", "bucket"),
-}
 # A block is one part in each table and month, or year, that it touches, whatever a view makes of it: else a kill could
 # part a view's rows from the mark that stands for them. Views multiply rows, by meters and dimensions, beyond the size
 # at which the server would begin another part.
@@ -53,6 +44,19 @@ class BlockStore:
         """The store's clock."""
         found: datetime = self._store.query("SELECT now64(3, 'UTC')").rows[0][0]
         return int(found.timestamp() * 1000)
+
+    def schema_version(self) -> int:
+        """Number of the last migration that was applied."""
+        found: int = self._store.query("SELECT max(version) FROM schema_versions").rows[0][0]
+        return found
+
+    def moduli(self) -> set[int]:
+        """Every number of partitions that ids were spread over since the topic's first life; at most one, when all is
+        well. Empty before the first start."""
+        rows = self._store.query(
+            "SELECT DISTINCT partitions FROM epochs FINAL WHERE topic = {topic:String}", {"topic": self._topic}
+        ).rows
+        return {row[0] for row in rows}
 
     # -- epochs and ledger
 
@@ -83,7 +87,7 @@ class BlockStore:
         self._store.insert_arrow("epochs", pa.Table.from_pylist([row], _EPOCHS))
 
     def last_block(self, epoch: int, partition: int) -> Intent | None:
-        """The ledger's newest block of the partition, in the form of its intent."""
+        """The ledger's newest block of the partition, in the form of its intent; or the range given up after it."""
         rows = self._store.query(
             """SELECT `start`, `end`, rows, crc, catalog_version, rules, toUnixTimestamp64Milli(stated_at)
             FROM blocks FINAL
@@ -93,6 +97,21 @@ class BlockStore:
         ).rows
         return None if not rows else Intent(epoch, *rows[0])
 
+    def whole(self, epoch: int, partition: int, start: int) -> bool:
+        """Whether the ledger's block that begins there has arrived in every table, by its marks, with its rejects.
+        Rows are not counted: some may have been erased since."""
+        where = {**self._where(epoch, partition), "start": start}
+        rows = self._store.query(
+            """SELECT month, `end`, conflicts + rejected FROM blocks FINAL
+            WHERE topic = {topic:String} AND epoch = {epoch:UInt32} AND `partition` = {partition:UInt32}
+            AND `start` = {start:UInt64} ORDER BY month""",
+            where,
+        ).rows
+        months = [month for month, *_ in rows if month]
+        refused = sum(number for month, _, number in rows if month == 0)
+        end = max((end for _, end, _ in rows), default=start)
+        return self._all_marked(where, months) and refused <= self._refused(where, end)
+
     def counted_before(
         self, epoch: int, partition: int, offset: int, *, appended_before_ms: int | None = None
     ) -> tuple[int, int] | None:
@@ -101,12 +120,14 @@ class BlockStore:
         rows = self._store.query(
             """SELECT epoch, `end` FROM blocks FINAL
             WHERE topic = {topic:String} AND `partition` = {partition:UInt32} AND month = 0
+            AND rules != {gap:UInt32}
             AND (epoch < {epoch:UInt32} OR (epoch = {epoch:UInt32} AND `end` <= {offset:UInt64}))
             AND append_time_max >= {since:DateTime64(3, 'UTC')} AND append_time_max < {before:DateTime64(3, 'UTC')}
             ORDER BY epoch DESC, `end` DESC LIMIT 1""",
             {
                 **self._where(epoch, partition),
                 "offset": offset,
+                "gap": GAP_RULES,
                 # a block without any line has no append time, and tells nothing of the time
                 "since": _instant(0 if appended_before_ms is None else 1),
                 "before": _FAR if appended_before_ms is None else _instant(appended_before_ms),
@@ -137,6 +158,7 @@ class BlockStore:
             "conflicts": counts.conflicts,
             "rejected": counts.rejected,
             "rerouted": counts.rerouted,
+            "repeats_kept": 1,
             "rows": counts.accepted,
             "value_sum": unscaled(sum(scaled(m.value_sum) for m in block.months)),
             "id_hash_sum": sum(m.id_hash_sum for m in block.months) % (1 << 128),
@@ -162,7 +184,7 @@ class BlockStore:
     def landed(self, block: Block) -> Landed:
         """What has arrived of the block: its rows in facts, its ids, and its mark in every rollup. Of a block without
         rows nothing is missing."""
-        if block.rows is None:
+        if not block.months:
             return Landed({})
         where = {**self._where(block.epoch, block.partition), "start": block.start}
         arrivals: dict[tuple[str, int], int] = {}
@@ -183,9 +205,11 @@ class BlockStore:
             where,
         ).rows[0][0]
         arrivals["event_ids", 0] = _times(ids, len(block.months))
-        expected = self._marks_expected(block)
-        for table, (name, when) in _MARKED.items():
-            found = self._marks_found(table, name, when, block)
+        months = [entry.month for entry in block.months]
+        expected = self._marks_expected(where, months)
+        mark = mark_name(block.topic, block.epoch, block.partition)
+        for table, (name, when) in MARKED.items():
+            found = self._marks_found(table, name, when, mark, months)
             for month, count in expected.items():
                 arrivals[table, month] = found.get(month, 0) - (count - 1)
         return Landed(arrivals)
@@ -208,6 +232,11 @@ class BlockStore:
             return
         rows = [_reject(block, line) for line in block.rejects]
         self._store.insert_arrow("rejects", pa.Table.from_pylist(rows, _REJECTS))
+
+    def write_repeats(self, block: Block) -> None:
+        """Duplicates and conflicts by position, one row each; idempotent by position."""
+        if block.repeats is not None:
+            self._store.insert_arrow("repeats", pa.Table.from_batches([block.repeats]))
 
     def write_progress(self, rows: Sequence[Progress]) -> None:
         """How far the partitions are counted."""
@@ -259,36 +288,151 @@ class BlockStore:
                 found[key] = earlier(found[key], packed) if key in found else packed
         return found
 
+    # -- rollups that a migration has added
+
+    def unfilled(self) -> list[str]:
+        """Rollups that lack blocks which others hold, beyond the one a partition that may be under way. Workers may
+        run: what a table lacks after all others were read does not come any more."""
+        most: dict[tuple[str, int], int] = {}
+        for table in MARKED:
+            for place, number in self._all_marks(table).items():
+                most[place] = max(number, most.get(place, 0))
+        marks = {table: self._all_marks(table) for table in MARKED}
+        return [t for t, found in marks.items() if any(n - found.get(place, 0) > 1 for place, n in most.items())]
+
+    def fill(self, committed: Mapping[int, int]) -> list[tuple[str, int]]:
+        """Fills rollups that were added after their events, month by month, from facts and corrections; the tables and
+        months that were filled. Only while no worker runs.
+
+        `committed`: the group's offsets. What lies beyond is not taken from facts: whoever takes the partition inserts
+        that block again, and the new rollup, which knows no token of it, takes it then. A month is one insert and one
+        part, so that a run that was killed goes on where it was. Blocks. Raises StoreError, StoreUnavailable, and
+        ValueError when a month is there in part.
+        """
+        borders = self._borders(committed)
+        expected = self._ledgers_marks(borders)
+        filled = []
+        for table in MARKED:
+            found = self._all_marks(table)
+            for month in sorted({month for _, month in expected}):
+                lacking = [
+                    place for place, number in expected.items() if place[1] == month and found.get(place, 0) < number
+                ]
+                if not lacking:
+                    continue
+                if any(found.get(place) for place in expected if place[1] == month):
+                    raise ValueError(
+                        f"{table} holds {month} in part: {', '.join(name for name, _ in lacking)} are missing. Run "
+                        "`tally audit`; if the table is new, drop it with its views and make it by its migration again"
+                    )
+                self._fill_month(table, month, borders)
+                filled.append((table, month))
+        return filled
+
+    def _borders(self, committed: Mapping[int, int]) -> dict[tuple[int, int], int]:
+        """Per epoch and partition, the offset up to which blocks are whole: the end of the ledger's last block where
+        the group has counted it, else its start."""
+        rows = self._store.query(
+            """SELECT epoch, `partition`, max(`start`), argMax(`end`, `start`) FROM blocks FINAL
+            WHERE topic = {topic:String} AND month = 0 GROUP BY epoch, `partition`""",
+            {"topic": self._topic},
+        ).rows
+        newest = {p: max(e for e, other, *_ in rows if other == p) for _, p, *_ in rows}
+        return {
+            (epoch, partition): end if epoch != newest[partition] or committed.get(partition) == end else start
+            for epoch, partition, start, end in rows
+        }
+
+    def _ledgers_marks(self, borders: Mapping[tuple[int, int], int]) -> dict[tuple[str, int], int]:
+        found: dict[tuple[str, int], int] = {}
+        for (epoch, partition), border in borders.items():
+            rows = self._store.query(
+                """SELECT month, count() FROM blocks FINAL WHERE topic = {topic:String} AND epoch = {epoch:UInt32}
+                AND `partition` = {partition:UInt32} AND month != 0 AND `start` < {border:UInt64} GROUP BY month""",
+                {**self._where(epoch, partition), "border": border},
+            ).rows
+            found |= {(mark_name(self._topic, epoch, partition), month): number for month, number in rows}
+        return found
+
+    def _all_marks(self, table: str) -> dict[tuple[str, int], int]:
+        name, when = MARKED[table]
+        rows = self._store.query(
+            f"""SELECT {name} AS mark, toYYYYMM({when}) AS month, sum(events) FROM {table}
+            WHERE account = {{account:String}} AND startsWith({name}, {{topic:String}}) GROUP BY mark, month""",  # noqa: S608
+            {"account": MARK_ACCOUNT, "topic": f"{self._topic}:"},
+        ).rows
+        return {(mark, month): number for mark, month, number in rows}
+
+    def _fill_month(self, table: str, month: int, borders: Mapping[tuple[int, int], int]) -> None:
+        counted = " OR ".join(
+            f"(epoch = {epoch} AND `partition` = {partition} AND block_start < {border})"
+            for (epoch, partition), border in borders.items()
+        )
+        facts = f"SELECT * FROM {self._database}.events WHERE toYYYYMM(timestamp) = {month} AND ({counted})"  # noqa: S608
+        corrections = f"SELECT * FROM {self._database}.corrections WHERE toYYYYMM(timestamp) = {month}"  # noqa: S608
+        columns, added = select_over(self._store, table, facts)
+        _, taken = select_over(self._store, table, corrections, reads="corrections")
+        self._store.command(
+            f"INSERT INTO {table} ({columns}) SELECT {columns} FROM ({added})"  # noqa: S608
+            f" UNION ALL SELECT {columns} FROM ({taken})",
+            None,
+            {"insert_deduplicate": 0, "max_insert_block_size": 1 << 30, **_WHOLE},
+        )
+
     # -- private
 
     def _where(self, epoch: int, partition: int) -> dict[str, Any]:
         return {"topic": self._topic, "epoch": epoch, "partition": partition}
 
-    def _marks_expected(self, block: Block) -> dict[int, int]:
-        """Per month of the block, how many blocks of the partition have rows there, up to and with this one."""
+    def _all_marked(self, where: Mapping[str, Any], months: Sequence[int]) -> bool:
+        if not months:
+            return True
+        facts = self._store.query(
+            """SELECT uniqExact(toYYYYMM(timestamp)) FROM events WHERE account = '' AND epoch = {epoch:UInt32}
+            AND `partition` = {partition:UInt32} AND block_start = {start:UInt64}""",
+            where,
+        ).rows[0][0]
+        ids = self._store.query(
+            """SELECT count() FROM event_ids WHERE `partition` = {partition:UInt32} AND id_hash = 0
+            AND epoch = {epoch:UInt32} AND `offset` = {start:UInt64}""",
+            where,
+        ).rows[0][0]
+        if facts < len(months) or ids < len(months):
+            return False
+        name = mark_name(self._topic, where["epoch"], where["partition"])
+        expected = self._marks_expected(where, months)
+        return all(
+            found.get(month, 0) >= expected[month]
+            for table, columns in MARKED.items()
+            for found in [self._marks_found(table, *columns, name, months)]
+            for month in months
+        )
+
+    def _refused(self, where: Mapping[str, Any], end: int) -> int:
+        found: int = self._store.query(
+            """SELECT uniqExact(`offset`, line) FROM rejects WHERE topic = {topic:String} AND epoch = {epoch:UInt32}
+            AND `partition` = {partition:UInt32} AND `offset` >= {start:UInt64} AND `offset` < {end:UInt64}""",
+            {**where, "end": end},
+        ).rows[0][0]
+        return found
+
+    def _marks_expected(self, where: Mapping[str, Any], months: Sequence[int]) -> dict[int, int]:
+        """Per month, how many blocks of the partition have rows there, up to and with the one at `start`."""
         rows = self._store.query(
             """SELECT month, count() FROM blocks FINAL
             WHERE topic = {topic:String} AND epoch = {epoch:UInt32} AND `partition` = {partition:UInt32}
             AND month IN {months:Array(UInt32)} AND `start` < {start:UInt64} GROUP BY month""",
-            {
-                **self._where(block.epoch, block.partition),
-                "start": block.start,
-                "months": [m.month for m in block.months],
-            },
+            {**where, "months": months},
         ).rows
         before: dict[int, int] = {row[0]: row[1] for row in rows}
-        return {m.month: before.get(m.month, 0) + 1 for m in block.months}
+        return {month: before.get(month, 0) + 1 for month in months}
 
-    def _marks_found(self, table: str, name: str, when: str, block: Block) -> dict[int, int]:
+    def _marks_found(self, table: str, name: str, when: str, mark: str, months: Sequence[int]) -> dict[int, int]:
         rows = self._store.query(
             f"""SELECT toYYYYMM({when}) AS month, sum(events) FROM {table}
             WHERE account = {{account:String}} AND {name} = {{name:String}} AND month IN {{months:Array(UInt32)}}
             GROUP BY month""",  # noqa: S608 - names from the constant above, values are parameters
-            {
-                "account": MARK_ACCOUNT,
-                "name": mark_name(block.topic, block.epoch, block.partition),
-                "months": [m.month for m in block.months],
-            },
+            {"account": MARK_ACCOUNT, "name": mark, "months": months},
         ).rows
         return {row[0]: row[1] for row in rows}
 
@@ -304,20 +448,12 @@ class BlockStore:
 
     def _insert_from_facts(self, table: str, month: int, block: Block) -> None:
         """Runs the rollup's own view over the block's facts of one month."""
-        select: str = self._store.query(
-            "SELECT as_select FROM system.tables WHERE database = {database:String} AND name = {view:String}",
-            {"database": self._database, "view": f"ingest_to_{table}"},
-        ).rows[0][0]
         source = (  # numbers, and a name that the settings have checked
-            f"(SELECT * FROM {self._database}.events WHERE epoch = {block.epoch} AND `partition` = {block.partition}"  # noqa: S608
-            f" AND block_start = {block.start} AND toYYYYMM(timestamp) = {month})"
+            f"SELECT * FROM {self._database}.events WHERE epoch = {block.epoch} AND `partition` = {block.partition}"  # noqa: S608
+            f" AND block_start = {block.start} AND toYYYYMM(timestamp) = {month}"
         )
-        over_facts, replaced = re.subn(rf"\b(`?{self._database}`?\.)?`?ingest`?(?=\s|$)", source, select, count=1)
-        if replaced != 1:
-            raise RuntimeError(f"view ingest_to_{table} does not read from ingest: {select[:200]}")
-        columns = ", ".join(f"`{c}`" for c in self._store.query(f"SELECT * FROM ({over_facts}) LIMIT 0").columns)  # noqa: S608
         self._store.command(
-            f"INSERT INTO {table} ({columns}) {over_facts}",
+            insert_from(self._store, table, source, into=table),
             None,
             {"insert_deduplication_token": f"{block.token}:repair:{table}:{month}", **_WHOLE},
         )
@@ -341,6 +477,7 @@ def _instant(ms: int) -> datetime:
 
 def _reject(block: Block, line: Line) -> dict[str, Any]:
     error = line.errors[0] if line.errors else None
+    identity = line.event.transaction_id if line.event else readable_transaction_id(line.raw)
     return {
         "account": line.account,
         "topic": block.topic,
@@ -352,22 +489,30 @@ def _reject(block: Block, line: Line) -> dict[str, Any]:
         "reason": error.code if error else "conflict",
         "message": "; ".join(f"{e.field}: {e.message}" if e.field else e.message for e in line.errors),
         "field": error.field if error else "",
-        "transaction_id": (line.event.transaction_id or "") if line.event else "",
+        "transaction_id": identity or "",
         "bytes": line.raw,
         "append_time": _instant(line.append_ms),
+        "errors.field": [e.field for e in line.errors],
+        "errors.code": [e.code for e in line.errors],
+        "errors.message": [e.message for e in line.errors],
+        "headers.name": [name for name, _ in line.headers],
+        "headers.value": [value for _, value in line.headers],
+        "id_hash": (id_hash(line.account, identity) if identity else 0).to_bytes(16, "little"),
     }
 
 
 def _ledger(rows: Sequence[dict[str, Any]]) -> pa.Table:
     plain = [
         {
-            **dict.fromkeys(("events", "accepted", "duplicates", "conflicts", "rejected", "rerouted"), 0),
+            **dict.fromkeys(
+                ("events", "accepted", "duplicates", "conflicts", "rejected", "rerouted", "repeats_kept"), 0
+            ),
             **row,
             "id_hash_sum": row["id_hash_sum"].to_bytes(16, "little"),
         }
         for row in rows
     ]
-    return pa.Table.from_pylist(plain, _BLOCKS)
+    return pa.Table.from_pylist(plain, BLOCKS_SCHEMA)
 
 
 _MILLIS = pa.timestamp("ms", "UTC")
@@ -382,7 +527,7 @@ _EPOCHS = pa.schema(
         ("started_at", _MILLIS),
     ]
 )
-_BLOCKS = pa.schema(
+BLOCKS_SCHEMA = pa.schema(
     [
         ("topic", pa.string()),
         ("epoch", pa.uint32()),
@@ -396,6 +541,7 @@ _BLOCKS = pa.schema(
         ("conflicts", pa.uint64()),
         ("rejected", pa.uint64()),
         ("rerouted", pa.uint64()),
+        ("repeats_kept", pa.uint8()),
         ("rows", pa.uint64()),
         ("value_sum", pa.decimal256(76, 9)),
         ("id_hash_sum", pa.binary(16)),
@@ -421,6 +567,12 @@ _REJECTS = pa.schema(
         ("transaction_id", pa.string()),
         ("bytes", pa.binary()),
         ("append_time", _MILLIS),
+        ("errors.field", pa.list_(pa.string())),
+        ("errors.code", pa.list_(pa.string())),
+        ("errors.message", pa.list_(pa.string())),
+        ("headers.name", pa.list_(pa.string())),
+        ("headers.value", pa.list_(pa.binary())),
+        ("id_hash", pa.binary(16)),
     ]
 )
 _PROGRESS = pa.schema(

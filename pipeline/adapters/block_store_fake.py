@@ -50,10 +50,12 @@ class MemoryBlocks:
         self.ledger: dict[BlockName, Entry] = {}
         self.arrivals: dict[Place, list[Arrival]] = {}
         self.rejects: dict[tuple[int, Position], Verdict] = {}
+        self.repeats: dict[tuple[int, Position], tuple[int, int]] = {}
         self.progress: list[Progress] = []
         self._now_ms = now_ms
         self._token_window_ms = token_window_ms
         self._tokens: dict[tuple[Place, str], int] = {}
+        self._rows: dict[tuple[BlockName, int, int], tuple[Fact, ...]] = {}
 
     # -- epochs and ledger
 
@@ -74,6 +76,13 @@ class MemoryBlocks:
         """The ledger's newest block of the partition."""
         names = [name for name in self.ledger if name[:2] == (epoch, partition)]
         return self.ledger[max(names)].intent if names else None
+
+    def whole(self, epoch: int, partition: int, start: int) -> bool:
+        """Whether the ledger's block that begins there has arrived in every table, with its rejects."""
+        block = self.ledger[epoch, partition, start].block
+        rejects = {Position(epoch, line.offset, line.line) for line in block.rejects}
+        known = {position for number, position in self.rejects if number == partition}
+        return all(MemoryBlocks.landed(self, block).arrivals.values()) and rejects <= known
 
     def counted_before(
         self, epoch: int, partition: int, offset: int, *, appended_before_ms: int | None = None
@@ -130,6 +139,12 @@ class MemoryBlocks:
         for line in block.rejects:
             self.rejects[block.partition, Position(block.epoch, line.offset, line.line)] = line.verdict
 
+    def write_repeats(self, block: Block) -> None:
+        """Verdict and id hash of duplicates and conflicts, by position."""
+        for row in block.repeats.to_pylist() if block.repeats is not None else ():
+            position = Position(block.epoch, row["offset"], row["line"])
+            self.repeats[block.partition, position] = row["verdict"], int.from_bytes(row["id_hash"], "little")
+
     def write_progress(self, rows: list[Progress]) -> None:
         """How far the partitions are counted."""
         self.progress = list(rows)
@@ -170,8 +185,15 @@ class MemoryBlocks:
         if known_ms is not None and self._now_ms() - known_ms <= self._token_window_ms:
             return
         self.note_token(place, token)
-        facts = tuple(fact for fact in _facts(block) if place[1] in (0, fact.month))
+        facts = tuple(fact for fact in self._facts(block) if place[1] in (0, fact.month))
         self.arrivals.setdefault(place, []).append(Arrival(block_name(block), facts))
+
+    def _facts(self, block: Block) -> tuple[Fact, ...]:
+        """The block's rows, read once: an insert writes them to many places."""
+        name = (block_name(block), block.end, block.crc)
+        if name not in self._rows:
+            self._rows[name] = tuple(_facts(block))
+        return self._rows[name]
 
 
 def block_name(block: Block) -> BlockName:

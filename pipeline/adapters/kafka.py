@@ -12,6 +12,7 @@ from typing import Any, Final
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka import errors as Errors  # noqa: N812 - as the driver's own code calls them
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.consumer.group_coordinator import OffsetCommitRequest
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import KafkaError
@@ -152,7 +153,7 @@ async def follow(settings: Settings, topic: str, start: int, *, partition: int =
     except KafkaError as error:
         raise LogUnavailable(f"Kafka stopped giving {topic}: {error!r}") from error
     finally:
-        await consumer.stop()
+        await _stop(consumer)
 
 
 async def read_range(
@@ -180,7 +181,7 @@ async def read_range(
     except KafkaError as error:
         raise LogUnavailable(f"Kafka stopped giving {topic}: {error!r}") from error
     finally:
-        await consumer.stop()
+        await _stop(consumer)
 
 
 def _reader(settings: Settings) -> AIOKafkaConsumer:
@@ -200,11 +201,23 @@ async def _start(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             await client.start()
     except asyncio.CancelledError:
-        await client.stop()  # half a connection would outlive whoever gave up
+        await _stop(client)  # half a connection would outlive whoever gave up
         raise
     except (KafkaError, TimeoutError, OSError) as error:
-        await client.stop()
+        await _stop(client)
         raise LogUnavailable(f"no Kafka broker answers: {error!r}; is it running, and is TALLY_KAFKA right?") from error
+
+
+async def _stop(client: AIOKafkaConsumer | AIOKafkaProducer) -> None:
+    """Stops a client, in a task of its own: the driver waits for its tasks and swallows every cancellation meanwhile,
+    also the caller's. A session that lost its cancellation so would hold up the rebalance for ever."""
+    stopping = asyncio.ensure_future(client.stop())
+    _stopping.add(stopping)
+    stopping.add_done_callback(_stopping.discard)
+    await asyncio.shield(stopping)
+
+
+_stopping: set[asyncio.Future[None]] = set()
 
 
 def _record(found: Any) -> Record:
@@ -326,6 +339,47 @@ async def leave_group(consumer: AIOKafkaConsumer, *, timeout_s: float) -> None:
         coordinator.reset_generation()
 
 
+async def group_offsets(settings: Settings, topic: str, partitions: Iterable[int]) -> dict[int, tuple[int, str]]:
+    """The workers' offset and metadata of each partition that has one, without being a member of their group.
+
+    Not by the client that `kafka_admin` uses: it reads metadata beyond their end. Raises LogUnavailable.
+    """
+    client = AIOKafkaAdminClient(**connection(settings))
+    places = [TopicPartition(topic, number) for number in partitions]
+    try:
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            await client.start()
+            found = await client.list_consumer_group_offsets(settings.group, partitions=places)
+    except (KafkaError, TimeoutError, OSError) as error:
+        raise LogUnavailable(f"Kafka tells no offsets of {settings.group}: {error!r}") from error
+    finally:
+        await client.close()
+    return {
+        place.partition: (entry.offset, entry.metadata or "") for place, entry in found.items() if entry.offset >= 0
+    }
+
+
+async def move_offsets(settings: Settings, topic: str, offsets: Mapping[int, int], metadata: str = "") -> None:
+    """Commits these offsets for the workers' group, as an operator: the broker refuses while it has members. Without
+    metadata the workers take them for lost and go on from the ledger.
+
+    Not by the client that `kafka_admin` uses: it adds a zero byte to the metadata. Raises LogUnavailable.
+    """
+    consumer = AIOKafkaConsumer(**connection(settings), group_id=settings.group, enable_auto_commit=False)
+    places = {TopicPartition(topic, number): (offset, metadata) for number, offset in offsets.items()}
+    await _start(consumer)
+    try:
+        consumer.assign(list(places))
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            await consumer.commit(places)
+    except (KafkaError, TimeoutError) as error:
+        raise LogUnavailable(
+            f"Kafka did not move the offsets of {settings.group}: {error!r}; is a worker running?"
+        ) from error
+    finally:
+        await consumer.stop()
+
+
 class LogRanges:
     """Ranges of partitions, as the sessions read them. Keeps one connection for asking after bounds."""
 
@@ -338,7 +392,7 @@ class LogRanges:
         """Disconnects; the next question connects again."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await consumer.stop()
+            await _stop(consumer)
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First offset, and the offset after the last readable record. Raises LogUnavailable."""

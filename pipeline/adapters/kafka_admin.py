@@ -1,18 +1,29 @@
-"""Kafka's topics: made, and checked at each start. The one module that imports confluent_kafka, whose admin client
-tells topic ids; they are how a topic that was deleted and made anew is told from the one before."""
+"""Kafka's topics, made and checked at each start, and what an operator asks of the group and the log. The one module
+that imports confluent_kafka, whose admin client tells topic ids; they are how a topic that was deleted and made anew is
+told from the one before."""
 
-from collections.abc import Mapping
-from typing import Any, Final
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple, TypeVar
 
 import structlog
-from confluent_kafka import KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 from pipeline.ports import LogUnavailable
 from pipeline.settings import Settings
 
 _TIMEOUT_S: Final = 20.0
 _FOREVER: Final = "-1"
+_COORDINATOR_S: Final = 60.0
+_COMING: Final = ("NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS")
+_T = TypeVar("_T")
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +73,7 @@ def check_topics(settings: Settings) -> None:
         fault
         for name, topic in wanted.items()
         for fault in (
-            *_partition_faults(name, topic.num_partitions, len(present[name].partitions)),
+            *_partition_faults(settings, name, topic.num_partitions, present),
             *_replica_faults(name, settings.replication, present[name].partitions),
             *_config_faults(name, topic.config or {}, configs[name]),
         )
@@ -71,14 +82,94 @@ def check_topics(settings: Settings) -> None:
         raise TopicMismatch("; ".join(faults))
 
 
-def topic_id(settings: Settings, topic: str) -> str:
-    """Kafka's id of the topic: another one after it was deleted and made anew; blocks. Raises BrokerUnavailable."""
+class TopicLife(NamedTuple):
+    """Kafka's id of a topic, another one after it was deleted and made anew, and its number of partitions."""
+
+    identity: str
+    partitions: int
+
+
+def topic_life(settings: Settings, topic: str) -> TopicLife:
+    """The topic as it is now; blocks. Raises BrokerUnavailable."""
     client = _client(settings)  # it must live until the answer is there
     try:
-        found = client.describe_topics(TopicCollection([topic]), request_timeout=_TIMEOUT_S)
-        return str(found[topic].result(_TIMEOUT_S).topic_id)
+        found = client.describe_topics(TopicCollection([topic]), request_timeout=_TIMEOUT_S)[topic].result(_TIMEOUT_S)
+        return TopicLife(str(found.topic_id), len(found.partitions))
     except KafkaException as error:
         raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no id of {topic}: {error}") from error
+
+
+def topic_id(settings: Settings, topic: str) -> str:
+    """Kafka's id of the topic; blocks. Raises BrokerUnavailable."""
+    return topic_life(settings, topic).identity
+
+
+def members(settings: Settings) -> list[str]:
+    """Names and hosts of the workers in the group, as the broker sees them; blocks. Raises BrokerUnavailable."""
+    client = _client(settings)
+
+    def ask() -> list[str]:
+        groups = client.describe_consumer_groups([settings.group], request_timeout=_TIMEOUT_S)
+        return sorted(
+            f"{m.group_instance_id or m.client_id} on {m.host}"
+            for m in groups[settings.group].result(_TIMEOUT_S).members
+        )
+
+    return _of_group(settings, ask) or []
+
+
+def committed(settings: Settings) -> dict[int, int]:
+    """The group's offsets of the events topic by partition, where there are any; blocks. Raises BrokerUnavailable."""
+    client = _client(settings)
+
+    def ask() -> dict[int, int]:
+        asked = [ConsumerGroupTopicPartitions(settings.group)]
+        found = client.list_consumer_group_offsets(asked, request_timeout=_TIMEOUT_S)[settings.group].result(_TIMEOUT_S)
+        return {
+            place.partition: place.offset
+            for place in found.topic_partitions or ()
+            if place.topic == settings.topic_events and place.offset >= 0
+        }
+
+    return _of_group(settings, ask) or {}
+
+
+def _of_group(settings: Settings, ask: Callable[[], _T]) -> _T | None:
+    """What the group's coordinator answers; None when there is no such group, or no topic that it could read. A broker
+    that has just started makes the topic of offsets only when it is first asked, and has no coordinator until then."""
+    ends = time.monotonic() + _COORDINATOR_S
+    while True:
+        try:
+            there = settings.topic_events in _client(settings).list_topics(timeout=_TIMEOUT_S).topics
+            return ask() if there else None
+        except (KafkaException, TimeoutError) as error:
+            name = error.args[0].name() if isinstance(error, KafkaException) else "no answer"
+            if name == "GROUP_ID_NOT_FOUND":
+                return None
+            if (name not in _COMING and isinstance(error, KafkaException)) or time.monotonic() > ends:
+                raise BrokerUnavailable(f"Kafka at {settings.kafka} tells nothing of the group: {name}") from error
+        time.sleep(0.5)
+
+
+def log_bounds(settings: Settings, topic: str, partitions: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """First offset of each partition, and the offset after its last readable record; blocks. Raises
+    BrokerUnavailable."""
+    client = _client(settings)
+    places = [TopicPartition(topic, p) for p in partitions]
+
+    def ask(spec: Any) -> dict[int, int]:
+        asked = client.list_offsets(
+            dict.fromkeys(places, spec),
+            isolation_level=IsolationLevel.READ_COMMITTED,
+            request_timeout=_TIMEOUT_S,
+        )
+        return {place.partition: answer.result(_TIMEOUT_S).offset for place, answer in asked.items()}
+
+    try:
+        first, end = ask(OffsetSpec.earliest()), ask(OffsetSpec.latest())
+    except KafkaException as error:
+        raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no bounds of {topic}: {error}") from error
+    return {number: (first[number], end[number]) for number in first}
 
 
 class Trimmer:
@@ -122,13 +213,25 @@ def _wanted(settings: Settings) -> dict[str, NewTopic]:
     }
 
 
-def _partition_faults(name: str, wanted: int, found: int) -> list[str]:
-    if wanted == found:
-        return []
-    return [
-        f"topic {name} has {found} partitions, TALLY_PARTITIONS says {wanted}: ids would move between partitions and "
-        f"count twice; set it to {found}"
-    ]
+def _partition_faults(settings: Settings, name: str, wanted: int, present: Mapping[str, Any]) -> list[str]:
+    """An id's partition is its hash modulo TALLY_PARTITIONS, for ever. A topic may have more partitions: what lies
+    there is sent on to the partition of its id. Then rejects and changelog need as many."""
+    found = len(present[name].partitions)
+    if name == settings.topic_catalog:
+        return [] if found == wanted else [f"topic {name} has {found} partitions, it must have {wanted}"]
+    if found < wanted:
+        return [
+            f"topic {name} has {found} partitions, TALLY_PARTITIONS says {wanted}: set it to the number that the "
+            "topics were made with; another one would move ids between partitions and count them twice"
+        ]
+    needed = len(present[settings.topic_events].partitions)
+    if found < needed:
+        return [
+            f"topic {name} has {found} partitions, {settings.topic_events} was given {needed}: leave TALLY_PARTITIONS "
+            f"at {wanted}, so that ids stay where they are, and run kafka-topics.sh --alter --topic {name} "
+            f"--partitions {needed}"
+        ]
+    return []
 
 
 def _replica_faults(name: str, wanted: int, partitions: Mapping[int, Any]) -> list[str]:

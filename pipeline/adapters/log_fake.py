@@ -20,11 +20,13 @@ class MemoryLog:
         self._records: dict[tuple[str, int], list[Record]] = {}
         self._first: dict[tuple[str, int], int] = {}
 
-    def append(self, topic: str, partition: int, value: bytes | None, headers: Sequence[Header] = ()) -> int:
+    def append(
+        self, topic: str, partition: int, value: bytes | None, headers: Sequence[Header] = (), key: bytes | None = None
+    ) -> int:
         """Keeps the record; its offset."""
         records = self._records.setdefault((topic, partition), [])
         at_ms = max(self._now_ms(), records[-1].timestamp_ms if records else 0)
-        records.append(Record(len(records), None, value, at_ms, tuple(headers)))
+        records.append(Record(len(records), key, value, at_ms, tuple(headers)))
         return len(records) - 1
 
     def records(self, topic: str, partition: int) -> Sequence[Record]:
@@ -56,11 +58,15 @@ class MemoryLog:
     ) -> int:
         """Keeps the record; its offset."""
         self._check()
-        return self.append(topic, partition, value, headers)
+        return self.append(topic, partition, value, headers, key)
 
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First offset, and the offset after the last record."""
         self._check()
+        return self.bounds_now(topic, partition)
+
+    def bounds_now(self, topic: str, partition: int) -> tuple[int, int]:
+        """The same, reachable or not."""
         return self._first.get((topic, partition), 0), len(self.records(topic, partition))
 
     async def read_range(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:

@@ -10,8 +10,9 @@ import struct
 import subprocess
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.local import jars
 from pipeline.local.part import Part, PartError
@@ -22,8 +23,10 @@ _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners={listeners},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners={advertised}
+listener.security.protocol.map={protocols},CONTROLLER:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs={data}
 auto.create.topics.enable=false
@@ -64,7 +67,24 @@ _METADATA_REQUEST = struct.pack(">hhihi?", 3, 4, 1, -1, 0, False)  # key, versio
 _METADATA_BROKERS = struct.Struct(">iii")  # correlation, throttle time, number of brokers
 
 
-def broker_part(folder: Path, port: int, controller_port: int, say: Callable[[str], None]) -> Part:
+class Listener(NamedTuple):
+    """One more port of the broker, whose clients are sent on to another one: where a proxy or a tunnel listens.
+
+    `name`: upper-case letters, not PLAINTEXT or CONTROLLER. Both ports are on 127.0.0.1.
+    """
+
+    name: str
+    port: int
+    advertised_port: int
+
+
+def broker_part(
+    folder: Path,
+    port: int,
+    controller_port: int,
+    say: Callable[[str], None],
+    further: Sequence[Listener] = (),
+) -> Part:
     """The broker as a part of the stack; writes its files, downloads its jars and formats its storage if needed.
 
     Blocks: for seconds on the first start in a folder, for minutes on the first start of a machine.
@@ -74,7 +94,16 @@ def broker_part(folder: Path, port: int, controller_port: int, say: Callable[[st
     classes = ":".join(str(jar) for jar in jars.kafka_jars(say))
     properties, logging = folder / "server.properties", folder / "log4j2.properties"
     data = folder / "data"
-    properties.write_text(_PROPERTIES.format(port=port, controller_port=controller_port, data=_escaped(data)))
+    listeners = (Listener("PLAINTEXT", port, port), *further)
+    properties.write_text(
+        _PROPERTIES.format(
+            listeners=",".join(f"{one.name}://127.0.0.1:{one.port}" for one in listeners),
+            advertised=",".join(f"{one.name}://127.0.0.1:{one.advertised_port}" for one in listeners),
+            protocols=",".join(f"{one.name}:PLAINTEXT" for one in listeners),
+            controller_port=controller_port,
+            data=_escaped(data),
+        )
+    )
     logging.write_text(_LOGGING)
     java = [str(jars.java()), f"-Dlog4j2.configurationFile={logging}", "-XX:+UseSerialGC", "-cp", classes]
     if not (data / "meta.properties").exists():

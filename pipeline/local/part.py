@@ -39,6 +39,7 @@ class Part:
     """What is to run: a program, and how to know that it is ready.
 
     ``ready`` is an address that answers 200, or a function that may block for some seconds; None: ready once started.
+    ``awaited``: whether the stack is ready only once this part is.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Part:
     address: str = ""
     start_s: float = 60.0
     stop_s: float = 30.0
+    awaited: bool = True
 
     def is_ready(self) -> bool:
         """Ask the part now."""

@@ -23,7 +23,7 @@ from typing import Literal, Self
 
 import msgspec
 
-from pipeline.local.broker import broker_part
+from pipeline.local.broker import Listener, broker_part
 from pipeline.local.part import (
     LOG_BYTES_MAX,
     Child,
@@ -59,6 +59,7 @@ class Ports:
     clickhouse: int | None = None
     api: int | None = None
     worker: int | None = None
+    auditor: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Addresses:
     api: str
     api_port: int
     worker_port: int
+    auditor_port: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class PartStatus:
     address: str
     ready: bool
     log: str
+    awaited: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +226,16 @@ class Supervisor:
     To be used from one thread, which must live as long as the parts: the kernel ends them with it.
     """
 
-    def __init__(self, home: Path, ports: Ports, say: Say, disk_free_min_bytes: int = DISK_FREE_MIN_BYTES) -> None:
+    def __init__(
+        self,
+        home: Path,
+        ports: Ports,
+        say: Say,
+        disk_free_min_bytes: int = DISK_FREE_MIN_BYTES,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
         self.home = home
+        self._listeners = listeners
         self.record = StackRecord()
         self.addresses: Addresses
         self._ports = ports
@@ -269,16 +280,22 @@ class Supervisor:
         engine = engine_part(self.home, port_of(self.record.clickhouse) or 0)
         self._start(engine, logs)
         controller_port = port_of(self.record.kafka_controller) or 0
-        self._start(broker_part(self.home / "kafka", port_of(self.record.kafka) or 0, controller_port, self._say), logs)
+        kafka_port = port_of(self.record.kafka) or 0
+        broker = broker_part(self.home / "kafka", kafka_port, controller_port, self._say, self._listeners)
+        self._start(broker, logs)
         for name in (engine.name, "kafka"):
             self._await(name, stopping)
 
     def start_parts(self, parts: PartsOf, prepare: Prepare, stopping: threading.Event) -> None:
-        """Prepare, then start the caller's parts one after another; the stack is ready after that."""
+        """Prepare, then start the caller's parts one after another; the stack is ready after that.
+
+        Parts that are not awaited start last and become ready while the stack is already used.
+        """
         self._extra.update(prepare(self.addresses) or {})
-        for part in parts(self.addresses):
+        for part in sorted(parts(self.addresses), key=lambda part: not part.awaited):
             self._start(part, self.home / "logs")
-            self._await(part.name, stopping)
+            if part.awaited:
+                self._await(part.name, stopping)
         self._state("ready")
         self._say(f"ready: api {self.record.api}, kafka {self.record.kafka}, clickhouse {self.record.clickhouse}")
 
@@ -308,6 +325,9 @@ class Supervisor:
         engine = choose("TALLY_CLICKHOUSE", wanted=asked.clickhouse, remembered=port_of(before.clickhouse), taken=taken)
         api = choose("TALLY_API_PORT", wanted=asked.api, remembered=port_of(before.api), taken=taken)
         worker = choose("TALLY_WORKER_PORT", wanted=asked.worker, remembered=before.worker_port or None, taken=taken)
+        auditor = choose(
+            "TALLY_AUDITOR_PORT", wanted=asked.auditor, remembered=before.auditor_port or None, taken=taken
+        )
         self.record = msgspec.structs.replace(
             before,
             kafka=f"127.0.0.1:{kafka}",
@@ -315,9 +335,10 @@ class Supervisor:
             clickhouse=f"http://127.0.0.1:{engine}",
             api=f"http://127.0.0.1:{api}",
             worker_port=worker,
+            auditor_port=auditor,
         )
         self.addresses = Addresses(
-            self.home, self.record.kafka, self.record.clickhouse, self.record.api, api, self.record.worker_port
+            self.home, self.record.kafka, self.record.clickhouse, self.record.api, api, worker, auditor
         )
 
     def _start(self, part: Part, logs: Path) -> None:
@@ -379,6 +400,7 @@ class Supervisor:
                 restarts=watched.restarts,
                 address=watched.part.address,
                 log=str(watched.child.log_file),
+                awaited=watched.part.awaited,
             )
             for name, watched in self._watched.items()
         }
@@ -417,13 +439,16 @@ class Services:
         self.stop()
 
 
-def start_services(home: Path, *, ports: Ports | None = None, say: Say = _log.info) -> Services:
+def start_services(
+    home: Path, *, ports: Ports | None = None, say: Say = _log.info, listeners: Sequence[Listener] = ()
+) -> Services:
     """Start broker and engine on a data folder, return when both are ready (seconds). Nothing watches them.
+    `listeners`: further ones of the broker.
 
     To be called from the main thread: on Linux the kernel ends both when the calling thread ends.
     Raises StackError, PartError, PortTakenError and JarError.
     """
-    supervisor = Supervisor(home.expanduser().absolute(), ports or Ports(), say)
+    supervisor = Supervisor(home.expanduser().absolute(), ports or Ports(), say, listeners=listeners)
     with ExitStack() as undo:
         undo.push(supervisor.__enter__())
         supervisor.start_services(threading.Event())
@@ -468,7 +493,9 @@ def _extra_entries(file: StackFile) -> dict[str, object]:
 def _part_status(name: str, part: PartRecord) -> PartStatus:
     alive = same_process(part.pid, part.started) is not None
     state = part.state if alive else "down"
-    return PartStatus(name, state, part.pid if alive else 0, part.restarts, part.address, state == "up", part.log)
+    return PartStatus(
+        name, state, part.pid if alive else 0, part.restarts, part.address, state == "up", part.log, part.awaited
+    )
 
 
 def _check_disk(home: Path, free_min_bytes: int) -> None:

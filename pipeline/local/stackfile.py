@@ -37,6 +37,7 @@ class PartRecord(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     address: str = ""
     log: str = ""
+    awaited: bool = True
 
 
 class StackRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +50,7 @@ class StackRecord(msgspec.Struct, frozen=True, kw_only=True):
     clickhouse: str = ""
     api: str = ""
     worker_port: int = 0
+    auditor_port: int = 0
     supervisor: ProcessId | None = None
     parts: dict[str, PartRecord] = {}
 

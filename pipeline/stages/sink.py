@@ -27,6 +27,7 @@ _MICROSECONDS = pa.timestamp("us", "UTC")
 _MILLISECONDS = pa.timestamp("ms", "UTC")
 _ZERO: Final = Decimal(0)
 _EXACT: Final = Context(prec=200)  # the default of 28 digits would round
+_AGAIN: Final = frozenset({Verdict.DUPLICATE, Verdict.CONFLICT})  # 1 and 2, as in the table `repeats`
 _MONTH_LINE: Final = 0xFFFF_FFFF  # a mark's line number; no event has it
 
 
@@ -56,6 +57,7 @@ class Block(msgspec.Struct, kw_only=True, gc=False):
     rows: pa.RecordBatch | None
     sightings: dict[bytes, bytes]
     rejects: tuple[Line, ...]
+    repeats: pa.RecordBatch | None
     forwards: tuple[Line, ...]
     bytes: int
 
@@ -127,6 +129,7 @@ def make_block(
         else None,
         sightings=sightings,
         rejects=tuple(line for line in lines if line.verdict in (Verdict.REJECTED, Verdict.CONFLICT)),
+        repeats=_repeats(lines, topic=topic, epoch=epoch, partition=partition, start=start),
         forwards=tuple(line for line in lines if line.verdict == Verdict.REROUTED),
         bytes=sum(len(line.raw) for line in lines),
     )
@@ -285,6 +288,29 @@ def _columns(
         "content_hash": number((line.content for line in accepted), 0, pa.uint64()),
     }
     return pa.RecordBatch.from_pydict(columns)
+
+
+def _repeats(lines: Sequence[Line], *, topic: str, epoch: int, partition: int, start: int) -> pa.RecordBatch | None:
+    """The rows of `repeats`: duplicates and conflicts by position, with the hash of their id. None when there are none.
+    Half of a block may be duplicates, so columns are made from buffers, not from rows."""
+    again = [line for line in lines if line.verdict in _AGAIN]
+    if not again:
+        return None
+    total = len(again)
+    ids = pa.py_buffer(b"".join([line.key.to_bytes(16, "little") for line in again]))
+    return pa.RecordBatch.from_pydict(
+        {
+            "topic": pa.repeat(topic, total),
+            "epoch": pa.repeat(pa.scalar(epoch, pa.uint32()), total),
+            "partition": pa.repeat(pa.scalar(partition, pa.uint32()), total),
+            "offset": pa.array(array("Q", [line.offset for line in again])),
+            "line": pa.array(array("I", [line.line for line in again])),
+            "id_hash": pa.Array.from_buffers(_HASH, total, [None, ids]),
+            "verdict": pa.array(array("b", [line.verdict for line in again])),
+            "append_time": pa.array(array("q", [line.append_ms for line in again])).cast(_MILLISECONDS),
+            "block_start": pa.repeat(pa.scalar(start, pa.uint64()), total),
+        }
+    )
 
 
 def _nested(

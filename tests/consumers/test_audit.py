@@ -38,6 +38,36 @@ def test_a_store_that_is_right_has_no_drift(filled: Store) -> None:
     assert report.cells > 1000
 
 
+_GAP = (
+    "INSERT INTO blocks (topic, epoch, partition, start, end, month, rules, stated_at, append_time_max)"
+    " VALUES ('tally.events', 0, 0, 60, 75, 0, 0, now64(3), 0)"
+)
+
+
+def test_a_range_that_was_given_up_is_told_each_time_and_is_no_drift(filled: Store) -> None:
+    """Who, when and why; the blocks go on behind it."""
+    filled.command(_GAP)
+    filled.command(
+        "INSERT INTO gaps VALUES ('tally.events', 0, 0, 60, 75, 'retention was too short', 'ops@host', '2026-05-01')"
+    )
+    insert_block(filled, random_events(12, 10, "acme", FIRST, 3)[:0], start=75, end=80)
+    report = _audit(filled)
+    assert (report.drift, report.blocks) == (0, 4)
+    (gap,) = report.gaps
+    assert (gap.check, gap.where["start"], gap.where["end"]) == ("told_gap", "60", "75")
+    assert gap.message == "given up: 15 records at most, by ops@host at 2026-05-01T00:00:00Z: retention was too short"
+    (row,) = filled.query("SELECT start, end, offsets, reason, told_by FROM v_gaps").rows
+    assert row == (60, 75, 15, "retention was too short", "ops@host")
+
+
+def test_a_range_that_was_given_up_without_a_word_is_drift(filled: Store) -> None:
+    """Nobody can silence a gap by a row in the ledger."""
+    filled.command(_GAP)
+    report = _audit(filled)
+    assert report.drift == 1
+    assert report.findings[0].message == "given up, and nobody has told why"
+
+
 def test_an_empty_store_has_no_drift(store: Store) -> None:
     """Nothing sent, nothing wrong."""
     assert _audit(store).drift == 0
@@ -171,8 +201,8 @@ def test_what_is_still_under_way_is_no_drift(filled: Store) -> None:
         " VALUES ('tally.events', 0, 0, now64(3), 60, 70)"
     )
     filled.command(
-        "INSERT INTO blocks (topic, epoch, partition, start, `end`, month, events, accepted, rows)"
-        " VALUES ('tally.events', 0, 0, 60, 70, 0, 9, 9, 9), ('tally.events', 0, 0, 60, 70, 202402, 0, 0, 9)"
+        "INSERT INTO blocks (topic, epoch, partition, start, `end`, month, events, accepted, rows, rules)"
+        " VALUES ('tally.events', 0, 0, 60, 70, 0, 9, 9, 9, 1), ('tally.events', 0, 0, 60, 70, 202402, 0, 0, 9, 1)"
     )
     assert _audit(filled).drift == 0
 
@@ -180,7 +210,7 @@ def test_what_is_still_under_way_is_no_drift(filled: Store) -> None:
 def test_cells_can_be_checked_for_one_account_and_period(filled: Store) -> None:
     """Damage outside of what was asked for is not compared; inside it is."""
     _invent_rollup_cell(filled)
-    auditor = Auditor(filled, topic="tally.events")
+    auditor = Auditor(filled, topic="tally.events", pauses_s=(0,))
     year = Period(datetime(2024, 1, 1, tzinfo=UTC), datetime(2025, 1, 1, tzinfo=UTC))
     assert auditor.run(account="acme", period=year).drift == 0
     later = Period(year.end, year.end + timedelta(days=3650))
@@ -189,4 +219,4 @@ def test_cells_can_be_checked_for_one_account_and_period(filled: Store) -> None:
 
 
 def _audit(store: Store) -> AuditReport:
-    return Auditor(store, topic="tally.events").run()
+    return Auditor(store, topic="tally.events", pauses_s=(0,)).run()

@@ -20,7 +20,7 @@ from pipeline.settings import Settings
 
 COMPOSE = (REPOSITORY / "docker-compose.yml").read_text()
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text()
-OURS = ("init", "worker", "api")
+OURS = ("init", "worker", "api", "auditor")
 
 
 def test_every_setting_of_the_containers_exists() -> None:
@@ -77,7 +77,7 @@ def test_the_servers_configuration_is_sound() -> None:
     paths = (root.findtext("default_replica_path") or "") + (root.findtext("default_replica_name") or "")
     assert macros == set(re.findall(r"\{(\w+)\}", paths)) - {"uuid"}
     jobs = yaml.safe_load(configs["prometheus"]["content"])["scrape_configs"]
-    assert [job["job_name"] for job in jobs] == ["worker", "clickhouse"]
+    assert [job["job_name"] for job in jobs] == ["worker", "auditor", "clickhouse"]
     assert "$" not in configs["clickhouse"]["content"]
 
 

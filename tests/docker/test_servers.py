@@ -8,10 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from counted_log import CountedLog, events
 from docker_stack import FAMILY, clickhouse_server
 from store_contents import TARGETS, contents
 from stored_events import block_rows, fresh_store, random_events
 
+from consumers.audit import Auditor
+from consumers.audit_repair import Repairer
 from pipeline.adapters.clickhouse import Store
 from pipeline.ports import StoreError, StoreUnavailable
 
@@ -77,3 +80,16 @@ def test_blocks_count_once_through_kills_of_the_server(server: tuple[str, Any], 
         _insert(reference, number)
     assert found == contents(reference), f"seed {seed}, {kills} kills"
     reference.close()
+
+
+def test_a_replicated_rollup_is_rebuilt_from_a_plain_shadow(store: Store) -> None:
+    """The partition of a plain table takes the place of the replicated one's; a repair ends with no drift."""
+    log = CountedLog(store)
+    for seed in (1, 2):
+        log.count(events(seed, 100, 60))
+    before = contents(store)
+    for table in TARGETS[2:]:
+        store.command(f"ALTER TABLE {table} DROP PARTITION 2025")
+    auditor = Auditor(store, topic=log.topic, pauses_s=(0,))
+    assert Repairer(store, auditor, topic=log.topic).run().report.drift == 0
+    assert contents(store) == before

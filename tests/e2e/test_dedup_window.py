@@ -3,15 +3,31 @@
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
-from running_stack import RunningStack, Tenant
+import pytest
+from running_stack import RunningStack, Tenant, fresh_tenant, start_stack
 from waiting import counted, until, usage
 
 _WINDOW = {"start": "2025-01-01T00:00:00Z", "end": "2026-01-01T00:00:00Z"}
 _EVENTS = 3_000
+_SHORT = {
+    "TALLY_LEASE_S": "12",
+    "TALLY_DEADLINE_S": "16",
+    "TALLY_CLOCK_SKEW_MAX_S": "1",
+    "TALLY_DEDUP_WINDOW_DAYS": "0.0002",  # 17 s: ids expire while the test runs
+}
+
+
+@pytest.fixture(scope="module")
+def short_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """A stack of this module's own, whose ids expire after seconds; all other tests keep the usual week."""
+    running = start_stack(tmp_path_factory.mktemp("short"), _SHORT)
+    yield running
+    running.tally("down")
 
 
 def _lines(name: str, *, value: int = 1) -> str:
@@ -36,9 +52,10 @@ def _events(stack: RunningStack, tenant: Tenant) -> int:
     return int(usage(stack, tenant, event_name="window", **_WINDOW)["data"][0]["events"])
 
 
-def test_ids_sent_again_after_the_window_count_once_also_on_a_new_disk(stack: RunningStack, tenant: Tenant) -> None:
+def test_ids_sent_again_after_the_window_count_once_also_on_a_new_disk(short_stack: RunningStack) -> None:
     """Other events go on until the first ones are expired; then the first come again, to the worker that knew them and
     to one whose folder is gone."""
+    stack, tenant = short_stack, fresh_tenant(short_stack)
     _send(stack, tenant, _lines("old"))
     before = _metric(stack, "tally_dedup_expired_ids")
     rounds = iter(range(1000))

@@ -13,8 +13,9 @@ def make(home: Path, ports: Ports | None = None) -> Stack:
     """The stack as both the command and the tests see it."""
 
     def parts(addresses: Addresses) -> list[Part]:
+        late = Part("late", [sys.executable, "-c", "import time; time.sleep(600)"], ready=lambda: False, awaited=False)
         where = [("worker", addresses.worker_port), ("api", addresses.api_port)]
-        return [
+        return [late] * (home / "late").exists() + [
             Part(
                 name,
                 [

@@ -117,6 +117,20 @@ def test_what_fails_at_the_start_is_told_and_stopped(home: Path) -> None:
     assert not any(part.pid for part in status.parts)
 
 
+def test_a_part_that_is_not_awaited_keeps_nobody_waiting(home: Path) -> None:
+    """The stack is ready without it, it starts last, and goes down with the others."""
+    (home / "late").touch()
+    stack = _up(home)
+    status = stack.status()
+    assert (status.running, status.state) == (True, "ready")
+    assert [(part.name, part.state, part.awaited) for part in status.parts] == [
+        *((name, "up", True) for name in PARTS),
+        ("late", "starting", False),
+    ]
+    assert stack.down()
+    assert not any(psutil.pid_exists(part.pid) for part in status.parts)
+
+
 def test_a_port_that_was_asked_for_must_be_free(home: Path) -> None:
     """The error names the port and its setting; a remembered one gives way instead."""
     with socket.create_server(("127.0.0.1", 0)) as other:

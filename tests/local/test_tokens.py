@@ -279,3 +279,68 @@ def test_blocks_count_once_through_kills_at_the_worst_moment(engines: Engines) -
         for number in range(blocks):
             _insert(reference, number, _block(number, 300))
         assert found == contents(reference), f"seed {seed}, {logs.count(REMOVED)} burnt tokens"
+
+
+def _insert_twice_at_once(engine: EngineProcess, number: int, rows: pa.Table) -> list[Exception]:
+    """Two clients send the same block under the same token at one instant; what was answered but done."""
+    stores = [Store(Settings(clickhouse=engine.url, home=engine.path)) for _ in range(2)]
+    both = threading.Barrier(2)
+    errors: list[Exception] = []
+
+    def send(store: Store) -> None:
+        both.wait()
+        try:
+            store.insert_arrow("ingest", rows, {"insert_deduplication_token": f"tally.events:0:0:{number}"})
+        except (StoreUnavailable, StoreError) as error:
+            errors.append(error)
+
+    for store in stores:
+        store.ping()  # connected before the start
+    threads = [threading.Thread(target=send, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for store in stores:
+        store.close()
+    return errors
+
+
+def test_a_block_that_two_send_at_once_counts_once(engines: Engines) -> None:
+    """A zombie and its heir in the same instant: both are told that it is done, and it is there once."""
+    engine = engines()
+    with _store(engine) as store:
+        for number in range(6):
+            assert _insert_twice_at_once(engine, number, _block(number, 300)) == []
+        found = contents(store)
+    with _store(engine, "reference") as reference:
+        for number in range(6):
+            _insert(reference, number, _block(number, 300))
+        assert found == contents(reference)
+
+
+def test_a_block_that_two_send_at_once_counts_once_though_the_engine_is_killed(engines: Engines) -> None:
+    """Killed while both are under way; sent again by both until acknowledged."""
+    seed = 23
+    source = random.Random(seed)
+    engine = engines()
+    with _store(engine) as store:
+        folders = _folders(engine, store)
+        watched = [table for table in contents(store) if table != "event_ids"]
+        for number in range(3):
+            rows = _block(number, 300)
+            for _ in range(2):
+                table = source.choice(watched)
+                at = folders[table] / "deduplication_logs" / "deduplication_log_1.txt"
+                killer = _Killer(engine, at, source.randrange(2))
+                _insert_twice_at_once(engine, number, rows)
+                if killer.fired():
+                    engine.process.communicate()
+                    engine.start()
+            assert _insert_twice_at_once(engine, number, rows) == []
+        store.close()
+        found = contents(store)
+    with _store(engine, "reference") as reference:
+        for number in range(3):
+            _insert(reference, number, _block(number, 300))
+        assert found == contents(reference), f"seed {seed}"

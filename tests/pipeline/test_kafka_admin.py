@@ -6,7 +6,14 @@ import uuid
 from pathlib import Path
 
 import pytest
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    ResourceType,
+)
 
 from pipeline.adapters.kafka import LogRanges, RecordWriter
 from pipeline.adapters.kafka_admin import (
@@ -14,8 +21,11 @@ from pipeline.adapters.kafka_admin import (
     TopicMismatch,
     Trimmer,
     check_topics,
+    committed,
     ensure_topics,
+    members,
     topic_id,
+    topic_life,
 )
 from pipeline.ports import LogUnavailable
 from pipeline.settings import Settings
@@ -67,6 +77,36 @@ def test_another_number_of_partitions_is_refused(settings: Settings) -> None:
     ensure_topics(settings)
     with pytest.raises(TopicMismatch, match="has 3 partitions, TALLY_PARTITIONS says 4"):
         check_topics(settings.model_copy(update={"partitions": 4}))
+
+
+def test_partitions_that_were_added_need_as_many_of_rejects_and_changelog(settings: Settings) -> None:
+    """The message says how, topic by topic; the number that ids are spread over stays."""
+    ensure_topics(settings)
+    before = topic_life(settings, settings.topic_events)
+    for topic in (settings.topic_events, settings.topic_rejects, settings.topic_changelog):
+        _grow(settings, topic, 5)
+        if topic != settings.topic_changelog:
+            with pytest.raises(TopicMismatch, match=r"leave TALLY_PARTITIONS at 3.*changelog --partitions 5"):
+                check_topics(settings)
+    check_topics(settings)
+    assert topic_life(settings, settings.topic_events) == (before.identity, 5)
+
+
+def _grow(settings: Settings, topic: str, partitions: int) -> None:
+    client = AdminClient({"bootstrap.servers": settings.kafka})
+    client.create_partitions([NewPartitions(topic, partitions)])[topic].result(20)
+    end = time.monotonic() + 20
+    while len(client.list_topics(topic, timeout=20).topics[topic].partitions) != partitions:
+        assert time.monotonic() < end, "the broker never made the partitions"
+        time.sleep(0.1)
+
+
+def test_a_group_that_nobody_is_in_has_no_members(settings: Settings) -> None:
+    """Nor does one that never was, nor one without a topic."""
+    assert members(settings) == []
+    ensure_topics(settings)
+    assert members(settings) == []
+    assert committed(settings) == {}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from test_mapping import ONE, mapper_of
 
 from pipeline.block import Counts, Line, LogRecord, Verdict
 from pipeline.catalog import Account, Dimension, Feature
-from pipeline.event import Event, encode_event, id_hash
+from pipeline.event import Event, content_hash, encode_event, id_hash
 from pipeline.stages.build import Place, build_block
 from pipeline.stages.mapping import Mapper
 from pipeline.stages.sink import Block, make_block, mark_name, scaled, unscaled
@@ -211,6 +211,26 @@ def test_a_block_without_accepted_lines_has_no_rows_and_no_months() -> None:
     assert (block.rows, block.months) == (None, ())
     assert block.counts == Counts(3, 0, 0, 1, 1, 1)
     assert (len(block.rejects), len(block.forwards)) == (2, 1)
+
+
+@given(st.lists(EVENTS, min_size=1, max_size=8))
+def test_repeats_are_the_duplicates_and_conflicts_by_position(events: list[Event]) -> None:
+    """With the hash of their id, whether or not the block has rows; None when there are none."""
+    block = block_of(events)
+    first: dict[str, Event] = {}
+    expected = []
+    for n, e in enumerate(events):
+        if e.transaction_id is None:
+            continue
+        known = first.setdefault(e.transaction_id, e)
+        if known is not e:
+            verdict = Verdict.DUPLICATE if content_hash(known) == content_hash(e) else Verdict.CONFLICT
+            expected.append((n // 2, n % 2, id_hash("acme", e.transaction_id), int(verdict)))
+    rows = [] if block.repeats is None else block.repeats.to_pylist()
+    assert [(r["offset"], r["line"], int.from_bytes(r["id_hash"], "little"), r["verdict"]) for r in rows] == expected
+    assert (block.repeats is None) is (not expected)
+    assert {(r["topic"], r["epoch"], r["partition"], r["block_start"]) for r in rows} <= {("tally.events", 3, 0, 0)}
+    assert all(round(r["append_time"].timestamp() * 1000) == 1000 + r["offset"] for r in rows)
 
 
 def test_the_token_names_the_range_and_nothing_that_changes_between_tries() -> None:

@@ -14,8 +14,10 @@ from store_contents import TARGETS, contents
 
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.clickhouse import Store
+from pipeline.adapters.gap_store import Gap, GapStore
 from pipeline.block import LogRecord
 from pipeline.catalog import Account, Catalog, Dimension, Feature, encode_account, encode_dimension, encode_feature
+from pipeline.going_on import is_gap
 from pipeline.ports import Border, Epoch, Progress, StoreError
 from pipeline.stages.build import Place, build_block
 from pipeline.stages.mapping import Mapper, Mappers
@@ -484,3 +486,63 @@ def test_progress_is_the_latest_of_each_partition(store: Store, blocks: BlockSto
         " ORDER BY `partition`"
     ).rows
     assert rows == [(TOPIC, 0, 1, STATED_MS + 2, 12, 12), (TOPIC, 1, 0, STATED_MS + 1, 5, 5)]
+
+
+# ------------------------------------------------------------------------------------------------ ranges given up
+
+
+def _gap(block: Block) -> Gap:
+    return Gap(0, 0, block.start, block.end + 30, "retention", "ops@host", datetime(2026, 5, 1, tzinfo=UTC))
+
+
+def test_a_range_takes_the_place_of_a_block_that_left_nothing(store: Store, blocks: BlockStore) -> None:
+    """The block's months go with it; written again it is the same; it counts for no table."""
+    gaps = GapStore(store, blocks, topic=TOPIC)
+    partition = Partition()
+    first, under_way = partition.block(_events(1, 20, 60)), partition.block([*_events(2, 20, 60), "nonsense"])
+    _put(blocks, first)
+    blocks.write_ledger(under_way, STATED_MS)
+    blocks.write_rejects(under_way)
+    found = gaps.block_at(0, 0, under_way.start)
+    assert found is not None
+    assert (found.end, found.counts, found.months) == (under_way.end, under_way.counts, under_way.months)
+    assert gaps.settle(found).nothing
+    for _ in range(2):
+        gaps.give_up(_gap(under_way), found)
+    last = blocks.last_block(0, 0)
+    assert last is not None
+    assert (is_gap(last), last.start, last.end) == (True, under_way.start, under_way.end + 30)
+    assert blocks.counted_before(0, 0, 10**9) == (0, first.end)
+    where = f"FROM blocks FINAL WHERE `start` = {under_way.start}"
+    sums = store.query(f"SELECT sum(events), sum(accepted), sum(rejected), sum(rows), count() {where}").rows[0]
+    assert sums == (1, 0, 1, 0, 1 + len(under_way.months))  # the line that was refused is kept, and stays told
+    assert store.query("SELECT reason, told_by, offsets FROM v_gaps").rows == [
+        ("retention", "ops@host", len(_events(2, 20, 60)) + 1 + 30)
+    ]
+
+
+@pytest.mark.usefixtures("unmerged")
+def test_a_block_that_cannot_be_built_again_is_completed_from_its_facts(store: Store, blocks: BlockStore) -> None:
+    """As long as facts and ids are there; without them what is missing is told."""
+    gaps = GapStore(store, blocks, topic=TOPIC)
+    partition = Partition()
+    _put(blocks, partition.block(_events(1, 20, 60)))
+    before = _parts(store)
+    block = partition.block(_events(2, 30, 60))
+    _put(blocks, block)
+    whole = contents(store)
+    added = _parts(store) - before
+    _drop(store, [part for part in added if part[0] in ("usage_15m", "events_client_day")])
+    found = gaps.block_at(0, 0, block.start)
+    assert found is not None
+    assert gaps.settle(found).complete
+    assert contents(store) == whole
+    _drop(store, [part for part in added if part[0] == "event_ids"])
+    assert gaps.settle(found).missing == [("event_ids", 0)]
+
+
+def test_no_block_starts_in_the_middle_of_one(store: Store, blocks: BlockStore) -> None:
+    """Nothing is made up."""
+    block = Partition().block(_events(1, 20, 60))
+    _put(blocks, block)
+    assert GapStore(store, blocks, topic=TOPIC).block_at(0, 0, block.start + 1) is None

@@ -1,0 +1,76 @@
+"""The README's table of faults, made from the committed results: ``python tests/faults/report.py [--write]``.
+
+One row a fault: how often it struck, events sent in the rounds it struck in, lost and doubled events, wrong cells,
+and rounds that failed or were stuck. A round with several faults counts for each of them. `--write` puts the table
+between the marks in README.md.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+_HERE: Final = Path(__file__).resolve().parent
+RESULTS: Final = _HERE / "results.ndjson"
+README: Final = _HERE.parents[1] / "README.md"
+BEGIN: Final = "<!-- faults: made by tests/faults/report.py -->"
+END: Final = "<!-- end of faults -->"
+
+
+def table(rounds: Iterable[Mapping[str, Any]], rows: Mapping[str, str]) -> str:
+    """The table in Markdown. `rows`: fault and the row of the crash table that it stands for."""
+    by_fault: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    found = list(rounds)
+    for one in found:
+        for fault in one["struck"]:
+            by_fault[fault].append(one)
+    lines = [
+        "| what happens | fault | times | events sent | lost | doubled | wrong numbers | rounds not ok |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for fault, row in rows.items():
+        some = by_fault.get(fault, [])
+        if some:
+            sums = _sums(some)
+            lines.append(f"| {row} | `{fault}` | {len(some)} | {' | '.join(sums)} |")
+    sums = _sums(found)
+    struck = sum(len(one["struck"]) for one in found)
+    lines.append(f"| **all {len(found)} rounds** | {len(by_fault)} faults | {struck} | {' | '.join(sums)} |")
+    return "\n".join(lines)
+
+
+def _sums(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    counts = [sum(one[name] for one in rounds) for name in ("sent", "lost", "doubled", "wrong")]
+    return [f"{count:,}" for count in (*counts, sum(one["outcome"] != "ok" for one in rounds))]
+
+
+def put_in(readme: str, made: str) -> str:
+    """The README with the table between its marks. Raises ValueError when they are not there."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md has not the marks {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{made}\n{END}{after}"
+
+
+def main() -> None:
+    """The program."""
+    sys.path[:0] = [str(_HERE), str(_HERE.parents[1])]
+    from faults import FAULTS
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    options = parser.parse_args()
+    rounds = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    made = table(rounds, {fault.name: fault.row for fault in FAULTS.values()})
+    if options.write:
+        README.write_text(put_in(README.read_text(), made))
+    else:
+        print(made)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""One round behind proxies, with a clock that is wrong: in each `make test`; all of these faults are in run.py."""
+
+from pathlib import Path
+
+import clock_faults
+from between import proxied_cluster
+from faults import FAULTS
+from run import Driver
+
+
+def test_answers_lost_on_the_way_a_network_cut_and_a_clock_set_back(tmp_path: Path) -> None:
+    """Facts, rollups, ledger and rejects come out exact."""
+    settings = {"FAULTS_CLOCK": str(clock_faults.clock_file(tmp_path))}
+    with proxied_cluster(tmp_path, workers=2, settings=settings, worker_argv=clock_faults.clocked) as cluster:
+        driver = Driver(cluster)
+        names = ["net-insert-answers-lost", "net-broker-cut", "clock-back-far"]
+        found = driver.run(21, [FAULTS[name] for name in names], events=12_000, load_s=30.0, audit=True)
+        driver.close()
+    assert found.outcome == "ok", f"{found.outcome}: {found.told}\nagain: {found.again}"
+    assert found.struck == names, found.missed
