@@ -45,6 +45,10 @@ _RESTORE: Final = {
     "ranges": ("blocks", "the ledger: restore table `blocks`; it is written before anything else and never rewritten"),
     "verdicts": ("blocks", "the ledger: restore table `blocks`"),
     "rejects": ("rejects", "restore table `rejects`, or read the lines again from the topic of rejects"),
+    "repeats": (
+        "repeats",
+        "restore table `repeats`; receipts count from it how often an id was seen, nothing else does",
+    ),
     "blocks": ("events", "facts and ledger differ: restore table `events`, or `blocks` where the facts are right"),
     "ids": ("events", "an id has several facts: restore table `events`"),
     "positions": ("events, event_ids", "facts and ids differ: restore the one that lacks the position"),

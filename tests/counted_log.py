@@ -122,10 +122,12 @@ class CountedLog:
         return block
 
     def store_block(self, block: Block) -> None:
-        """Ledger, rows, rejects."""
+        """Ledger, rows, rejects, repeats."""
         self.blocks.write_ledger(block, time.time_ns() // 1_000_000)
         self.blocks.insert(block, FAR_MS)
         self.blocks.write_rejects(block)
+        if block.repeats is not None:
+            self.blocks.write_repeats(block)
 
     def report(self) -> None:
         """Everything so far is counted."""

@@ -170,5 +170,5 @@ def test_a_broken_ledger_is_named_and_rollups_are_repaired_all_the_same(store: S
     _lose_a_year(store, "events_15m")
     done = _repair(log)
     assert [last.table for last in done.rebuilt] == ["events_15m"]
-    assert {finding.check for finding in done.report.findings} == {"verdicts", "conservation"}
+    assert {finding.check for finding in done.report.findings} == {"verdicts", "conservation", "repeats"}
     assert any("blocks" in line for line in done.beyond)

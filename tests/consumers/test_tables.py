@@ -79,7 +79,7 @@ def test_an_audit_shows_its_findings() -> None:
 def test_an_audit_shows_what_was_lost_and_told_even_without_drift() -> None:
     """In every form."""
     gap = Finding("told_gap", {"partition": "0", "start": "5"}, "given up: 3 records at most, by ops: retention")
-    report = AuditReport(10, 8, 1, 0, 1, 0, 2, 8, 99, 0, (), (gap,))
+    report = AuditReport(10, 8, 1, 0, 1, 0, 2, 8, 99, 0, (), gaps=(gap,))
     for shape in ("table", "json", "csv"):
         assert "given up: 3 records at most" in render_audit(report, shape)
     assert "Every event that was not lost counts once" in render_audit(report, "table")
