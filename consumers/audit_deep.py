@@ -19,11 +19,10 @@ from typing import Any, Final, NamedTuple
 from consumers.audit import FINDINGS_MAX, PAUSES_S, SETTINGS, Finding
 from consumers.audit_sql import PROGRESS, VERDICTS
 from consumers.usage_reader import Reader
-from pipeline.block import RULES, Line, LogRecord, Position, Sighting, Verdict, pack_sighting, unpack_sighting
+from pipeline.block import Line, LogRecord, Position, Sighting, Verdict, pack_sighting, unpack_sighting
 from pipeline.ports import LogReader, Record
-from pipeline.stages.build import Place, build_block
-from pipeline.stages.decode import decode_records
-from pipeline.stages.dedup import identify
+from pipeline.stages.build import RULE_SETS, Place, finish_block, read_lines
+from pipeline.stages.dedup import open_keys
 from pipeline.stages.mapping import Mapper
 from pipeline.stages.sink import MARK_ACCOUNT, Block
 
@@ -241,8 +240,8 @@ class DeepAuditor:
 
     async def _build(self, tally: _Tally, place: Place, stated: _Stated, records: Sequence[LogRecord]) -> Block | None:
         """The block as the log and the ids' first positions give it. None where that cannot be known."""
-        if stated.rules != RULES:
-            why = f"counted under rules {stated.rules}, this version has {RULES}"
+        if stated.rules not in RULE_SETS:
+            why = f"counted under rules {stated.rules}, this version knows {', '.join(map(str, sorted(RULE_SETS)))}"
             tally.skipped[why] = tally.skipped.get(why, 0) + 1
             return None
         try:
@@ -251,25 +250,18 @@ class DeepAuditor:
             why = f"catalog version {stated.catalog_version} is not in the catalog's topic"
             tally.skipped[why] = tally.skipped.get(why, 0) + 1
             return None
-        lines = list(decode_records(records, default_account=place.default_account, ahead_max_us=place.ahead_max_us))
-        identify(
-            lines,
-            topic=place.topic,
-            epoch=place.epoch,
-            partition=place.partition,
-            partitions=place.partitions,
-            known_account=mapper.known_account,
-        )
-        known = await self._known(place.partition, (line.key for line in lines if line.verdict == Verdict.ACCEPTED))
+        lines = read_lines(place, records, start=stated.start, end=stated.end, mapper=mapper, rules=stated.rules)
+        known = await self._known(place.partition, (int.from_bytes(key, "little") for key in open_keys(lines)))
         self._check_ids(tally, place, lines, known)
-        return build_block(
+        return finish_block(
             place,
-            records,
+            lines,
             start=stated.start,
             end=stated.end,
             mapper=mapper,
             catalog_version=stated.catalog_version,
             lookup=lambda keys: {key: known[key] for key in keys if key in known},
+            rules=stated.rules,
         )
 
     def _check_ids(self, tally: _Tally, place: Place, lines: Sequence[Line], known: dict[bytes, bytes]) -> None:

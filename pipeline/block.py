@@ -159,23 +159,39 @@ def decode_metadata(offset: int, text: str) -> Committed | None:
 KEY_BYTES: Final = 16
 SIGHTING_BYTES: Final = 20
 CONTENT_MASK: Final = (1 << 40) - 1
-_sighting = Packing("<QQI")
+# The constant bits come first and together, behind the key's own constant bytes, and what varies follows in one piece:
+# so a sorted table of 50 million ids compresses best (measured by tests/benchmarks/dedup_growth.py).
+_sighting = Packing(">QQHH")
 pack_raw = _sighting.pack
 unpack_raw = _sighting.unpack
 
 
 def pack_sighting(sighting: Sighting) -> bytes:
-    """20 bytes: offset (48 bits) and epoch (16), content hash (40) and line (24), append time in seconds (32)."""
+    """20 bytes: epoch (16 bits), line (24), offset (48), content hash (40), append second (low 16, high 16)."""
     (epoch, offset, line), content, append_s = sighting
-    return pack_raw(offset << 16 | epoch, content << 24 | line, append_s)
+    return pack_raw(
+        epoch << 48 | line << 24 | offset >> 24,
+        (offset & 0xFFFFFF) << 40 | content,
+        append_s & 0xFFFF,
+        append_s >> 16,
+    )
 
 
 def unpack_sighting(packed: bytes) -> Sighting:
     """The sighting that `pack_sighting` packed."""
-    place, rest, append_s = unpack_raw(packed)
-    return Sighting(Position(place & 0xFFFF, place >> 16, rest & 0xFFFFFF), rest >> 24, append_s)
+    place, rest, append_low, append_high = unpack_raw(packed)
+    position = Position(place >> 48, (place & 0xFFFFFF) << 24 | rest >> 40, place >> 24 & 0xFFFFFF)
+    return Sighting(position, rest & CONTENT_MASK, append_high << 16 | append_low)
+
+
+def record_of(packed: bytes) -> tuple[int, int]:
+    """Epoch and offset of a packed sighting, which is what borders are compared with."""
+    place, rest, _, _ = unpack_raw(packed)
+    return place >> 48, (place & 0xFFFFFF) << 24 | rest >> 40
 
 
 def earlier(one: bytes, other: bytes) -> bytes:
     """The packed sighting with the smaller position."""
+    if one == other:
+        return one
     return one if unpack_sighting(one).position <= unpack_sighting(other).position else other

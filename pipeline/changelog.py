@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from pipeline.block import KEY_BYTES, SIGHTING_BYTES
 
 _header = Packing("<BIQQ")
-_VERSION: Final = 1
+_VERSION: Final = 2
 _ENTRY_BYTES: Final = KEY_BYTES + SIGHTING_BYTES
 ENTRIES_MAX: Final = 14_000  # half a megabyte a record
 
@@ -38,15 +38,33 @@ def pack_changes(epoch: int, start: int, end: int, entries: Mapping[bytes, bytes
         yield _header.pack(_VERSION, epoch, start, reach) + b"".join(chunk)
 
 
+def place_of(record: bytes) -> tuple[int, int]:
+    """Epoch and start of the block that a record belongs to, without its entries. Raises BadChange."""
+    epoch, start, _ = _header_of(record)
+    return epoch, start
+
+
+def reach_of(record: bytes) -> tuple[int, int]:
+    """Epoch and how far the record reaches: its block's end for the last one of a block, otherwise its start. Raises
+    BadChange."""
+    epoch, _, end = _header_of(record)
+    return epoch, end
+
+
 def unpack_change(record: bytes) -> Change:
     """The change that a record holds. Raises BadChange."""
-    if len(record) < _header.size or (len(record) - _header.size) % _ENTRY_BYTES:
-        raise BadChange(f"a changelog record of {len(record)} bytes is damaged")
-    version, epoch, start, end = _header.unpack_from(record)
-    if version != _VERSION:
-        raise BadChange(f"a changelog record has version {version}; this worker reads version {_VERSION}")
+    epoch, start, end = _header_of(record)
     entries = [
         (record[i : i + KEY_BYTES], record[i + KEY_BYTES : i + _ENTRY_BYTES])
         for i in range(_header.size, len(record), _ENTRY_BYTES)
     ]
     return Change(epoch, start, end, entries)
+
+
+def _header_of(record: bytes) -> tuple[int, int, int]:
+    if len(record) < _header.size or (len(record) - _header.size) % _ENTRY_BYTES:
+        raise BadChange(f"a changelog record of {len(record)} bytes is damaged")
+    version, epoch, start, end = _header.unpack_from(record)
+    if version != _VERSION:
+        raise BadChange(f"a changelog record has version {version}; this worker reads version {_VERSION}")
+    return epoch, start, end

@@ -39,6 +39,9 @@ RARE_POINTS: Final = (
     "before_repair",
     "repaired",
 )
+#: Points of expiry, in its order, which goes on beside the blocks; see `pipeline.tidying`.
+EXPIRY_POINTS: Final = ("filter_saved", "expired_deleted", "changelog_trimmed")
+_ALL: Final = (*POINTS, *RARE_POINTS, *EXPIRY_POINTS)
 _SIGNALS: Final = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 _setting = re.compile(r"(?P<name>[a-z_]+)(:(?P<times>\d*))?(:(?P<action>kill|stop)(\+(?P<delay_ms>\d+))?)?").fullmatch
 
@@ -50,10 +53,10 @@ def fail_points(setting: str | None) -> Callable[[str], None]:
     if setting.startswith("@"):
         return _armed_by(Path(setting[1:]))
     found = _setting(setting)
-    if found is None or found["name"] not in (*POINTS, *RARE_POINTS):
+    if found is None or found["name"] not in _ALL:
         raise ValueError(
-            f"TALLY_FAIL_POINT={setting!r}: points are {', '.join((*POINTS, *RARE_POINTS))}, with `:N` for the N-th "
-            "time and `:N:kill`, `:N:stop`, `:N:kill+MS` or `:N:stop+MS` for what happens"
+            f"TALLY_FAIL_POINT={setting!r}: points are {', '.join(_ALL)}, with `:N` for the N-th time "
+            "and `:N:kill`, `:N:stop`, `:N:kill+MS` or `:N:stop+MS` for what happens"
         )
     name, number = found["name"], _SIGNALS[found["action"] or "kill"]
     left = [int(found["times"] or 1)]

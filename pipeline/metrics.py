@@ -18,6 +18,7 @@ COUNTERS = (
     ("tally_blocks", "Blocks counted", "blocks"),
     ("tally_retries", "Waits for Kafka, the catalog or the store", "retries"),
     ("tally_repairs", "Blocks that had to be completed in the store", "repairs"),
+    ("tally_recalled", "Ids that the filter of expired ids sent to the store to be looked up", "recalled"),
     ("tally_build_seconds", "Time spent building blocks", "build_s"),
     ("tally_store_seconds", "Time spent storing blocks", "insert_s"),
 )
@@ -28,6 +29,7 @@ GAUGES = (
 LAG = ("tally_lag_records", "Records of the partition that are not counted yet")
 STOPPED = ("tally_partition_stopped", "1 when the partition waits for a person; see the log and /readyz")
 IDS = ("tally_dedup_ids", "Ids in the partition's table of first sightings, roughly")
+EXPIRED = ("tally_dedup_expired_ids", "Ids in the partition's filter of expired ids, roughly")
 #: name, help, of the running audit; by scope, `full` or `quick`
 AUDIT_GAUGES = (
     ("tally_audit_drift", "Broken promises that the last audit has found; 0 when all hold"),
@@ -88,10 +90,12 @@ class WorkerMetrics:
         standings: Callable[[], Iterable[Standing]],
         lags: Callable[[], Mapping[int, int]],
         ids: Callable[[], Mapping[int, int]],
+        expired: Callable[[], Mapping[int, int]],
     ) -> None:
         self._standings = standings
         self._lags = lags
         self._ids = ids
+        self._expired = expired
         self._ended: dict[tuple[str, int], float] = {}
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -115,6 +119,7 @@ class WorkerMetrics:
             yield _by_partition(GaugeMetricFamily(name, text, labels=["partition"]), values)
         yield _by_partition(GaugeMetricFamily(*LAG, labels=["partition"]), self._lags())
         yield _by_partition(GaugeMetricFamily(*IDS, labels=["partition"]), self._ids())
+        yield _by_partition(GaugeMetricFamily(*EXPIRED, labels=["partition"]), self._expired())
         stopped = {s.partition: float(bool(s.stopped)) for s in standings}
         yield _by_partition(GaugeMetricFamily(*STOPPED, labels=["partition"]), stopped)
 

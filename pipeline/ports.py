@@ -115,6 +115,13 @@ class LogReader(Protocol):
         """The records of [start, end) in batches, then stops. Raises LogUnavailable."""
 
 
+class LogTrimmer(Protocol):
+    """Lets the old end of a partition go. Blocks; the caller uses a thread."""
+
+    def trim(self, topic: str, partition: int, offset: int) -> None:
+        """Records below that offset are there no more. Raises LogUnavailable."""
+
+
 # ------------------------------------------------------------------------------------------------ the group
 
 
@@ -177,12 +184,24 @@ class Marker(NamedTuple):
     end: int
 
 
+class Border(NamedTuple):
+    """Between ids: those first seen before `end` of `epoch` lie below it."""
+
+    epoch: int
+    end: int
+
+
 class TableClosed(Exception):  # noqa: N818 - told to a session that has lost its partition
     """The table was closed while it was in use: its partition went to another worker."""
 
 
 class Table(Protocol):
-    """First sightings of one partition's ids. Methods block; used by one thread at a time. Raise TableClosed."""
+    """First sightings of one partition's ids, beside them a filter of the ids that are no longer there.
+
+    Every id first seen before the end of what the table was told is in the table or, below `border`, in the filter,
+    provided that `remembered` is not below `border`. Methods block; used by one thread at a time, except
+    `save_expired`. Raise TableClosed.
+    """
 
     def get_many(self, keys: Sequence[bytes]) -> Mapping[bytes, bytes]:
         """The packed sightings of those keys that are there."""
@@ -195,6 +214,28 @@ class Table(Protocol):
 
     def marker(self) -> Marker:
         """How far the table was read back."""
+
+    def page(self, after: bytes, most: int) -> list[tuple[bytes, bytes]]:
+        """Entries with keys above `after`, in their order, at most so many; empty after the last."""
+
+    def border(self) -> Border:
+        """Ids first seen before it may be missing here."""
+
+    def expire(self, keys: Sequence[bytes], border: Border) -> None:
+        """Moves the border and takes these keys out, in one batch. The filter has them already."""
+
+    def may_be_expired(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Those that the filter holds, and a few that it does not."""
+
+    def remember_expired(self, keys: bytes) -> None:
+        """Adds keys of 16 bytes, one after the other, to the filter. Lost unless it is saved."""
+
+    def save_expired(self, reach: Border) -> None:
+        """Makes the filter durable; it now holds all ids below that border that the table may miss. May run in another
+        thread while the table is looked up. Raises OSError."""
+
+    def remembered(self) -> Border:
+        """How far the filter reached when it was last saved."""
 
 
 # ------------------------------------------------------------------------------------------------ the store
@@ -273,8 +314,11 @@ class Blocks(Protocol):
     def whole(self, epoch: int, partition: int, start: int) -> bool:
         """Whether the ledger's block that begins there has arrived in every table, with its rejects."""
 
-    def counted_before(self, epoch: int, partition: int, offset: int) -> tuple[int, int] | None:
-        """Epoch and end of the last block at or before that offset."""
+    def counted_before(
+        self, epoch: int, partition: int, offset: int, *, appended_before_ms: int | None = None
+    ) -> tuple[int, int] | None:
+        """Epoch and end of the last block that ends at or before that offset, and whose events were all appended
+        before that time where one is given."""
 
     def write_ledger(self, block: Block, stated_ms: int) -> None:
         """The block's rows of the ledger; idempotent."""
@@ -294,5 +338,9 @@ class Blocks(Protocol):
     def write_repeats(self, block: Block) -> None:
         """Duplicates and conflicts by position; idempotent."""
 
-    def sightings(self, partition: int, after: int) -> list[tuple[bytes, bytes]]:
-        """First sightings of the partition's ids with hashes above `after`, in their order; empty after the last."""
+    def ids(self, partition: int, after: bytes, since: Border) -> bytes:
+        """Keys of the partition's ids first seen at or after that border, in the order of their hashes and above the
+        key `after`; 16 bytes each, one after the other, a page at a time; empty after the last."""
+
+    def find(self, partition: int, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The packed first sightings of those ids that were ever counted."""

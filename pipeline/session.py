@@ -22,19 +22,21 @@ from typing import Any, Final, NoReturn, Protocol, TypeVar
 import msgspec
 import structlog
 
-from pipeline.block import Committed, Intent, Line, decode_metadata, encode_metadata
-from pipeline.changelog import Change, pack_changes, unpack_change
+from pipeline.block import KEY_BYTES, Committed, Intent, Line, decode_metadata, encode_metadata
+from pipeline.changelog import Change, pack_changes, reach_of, unpack_change
 from pipeline.going_on import LedgerAhead, Lost, StoreBehind, going_on, is_gap, out_of_log, store_behind
 from pipeline.inbox import Inbox, Range
 from pipeline.ports import (
     Batch,
     Blocks,
+    Border,
     CatalogUnavailable,
     CommitAnswer,
     Epoch,
     Group,
     Landed,
     LogReader,
+    LogTrimmer,
     LogUnavailable,
     LogWriter,
     Marker,
@@ -44,10 +46,12 @@ from pipeline.ports import (
     Table,
     TableClosed,
 )
-from pipeline.stages.build import RULE_SETS, Place, RuleSet, UnknownRules, build_block
+from pipeline.stages.build import RULE_SETS, Place, RuleSet, UnknownRules, finish_block, read_lines
 from pipeline.stages.decode import catalog_stamp
+from pipeline.stages.dedup import open_keys
 from pipeline.stages.mapping import Mapper
 from pipeline.stages.sink import Block
+from pipeline.tidying import Tidier
 
 _RETRY_FIRST_S: Final = 0.1
 _RETRY_MAX_S: Final = 5.0
@@ -89,6 +93,8 @@ class Limits(msgspec.Struct, frozen=True):
     close_s: float
     lease_ms: int
     deadline_ms: int
+    window_ms: int = 0
+    tidy_every_s: float = 1.0
 
 
 class Outside(msgspec.Struct, frozen=True):
@@ -98,6 +104,7 @@ class Outside(msgspec.Struct, frozen=True):
     group: Group
     writer: LogWriter
     reader: LogReader
+    trimmer: LogTrimmer
     blocks: Blocks
     catalog: MapperSource
     now_ms: Callable[[], int]
@@ -132,6 +139,7 @@ class Standing(msgspec.Struct):
     conflicts: int = 0
     rejected: int = 0
     rerouted: int = 0
+    recalled: int = 0
     insert_s: float = 0.0
     build_s: float = 0.0
     retries: int = 0
@@ -183,6 +191,7 @@ class Session:
             committed = await self._take()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._store_blocks(committed), name=f"store {self._partition}")
+                tasks.create_task(self._tidier.run(), name=f"tidy {self._partition}")
         except* (SessionOver, TableClosed) as over:
             self.standing.state = "over"
             self._log.info("session_over", reason=repr(_first(over)))
@@ -209,6 +218,7 @@ class Session:
         # over again from the changelog's end on: entries that were taken twice do no harm
         await self._retry(lambda: self._restore(committed), LogUnavailable)
         self.standing.counted = committed.offset
+        self._tidier = await self._tidy()
         self._log.info(
             "partition_taken",
             epoch=epoch.number,
@@ -277,17 +287,24 @@ class Session:
         return first
 
     async def _restore(self, committed: Committed) -> None:
-        """Brings the table up to the committed offset. The changelog's end is fixed after that offset was read."""
+        """Brings the table up to the committed offset. The changelog's end is fixed after that offset was read. What
+        the changelog no longer lists is in the filter, and where it is not, in the permanent ids: whatever was counted
+        is there."""
         first, end = await self._bounds(self._out.topic_changelog)
-        marker = await self._cpu(self._table.marker)
-        whole = first <= marker.offset <= end
-        reached, whole = await self._replay(marker if whole else Marker(first, 0, 0), end, whole=whole)
+        marker, remembered, border = await self._cpu(
+            lambda: (self._table.marker(), self._table.remembered(), self._table.border())
+        )
+        listed = first <= marker.offset <= end
+        reached, whole = await self._replay(
+            marker if listed else Marker(first, 0, 0), end, whole=listed and remembered >= border
+        )
         needed = await self._store(
             lambda: self._out.blocks.counted_before(committed.epoch, self._partition, committed.offset)
         )
         if needed is not None and (not whole or reached < needed):
-            self._log.warning("changelog_too_short", reaches=reached, needed=needed, then="rebuilding from the store")
-            await self._rebuild(Marker(end, *max(reached, needed)))
+            self._log.warning("table_incomplete", reaches=reached, needed=needed, then="filling the filter of old ids")
+            await self._fill_filter(remembered, max(border, Border(*needed)))
+            await self._cpu(self._table.restore, [], Marker(end, *max(reached, needed)))
 
     async def _replay(self, marker: Marker, end: int, *, whole: bool) -> tuple[tuple[int, int], bool]:
         """Epoch and end that the changelog reaches, and whether it is whole: its blocks follow each other from the
@@ -322,13 +339,31 @@ class Session:
         before = await self._store(lambda: self._out.blocks.counted_before(change.epoch, self._partition, change.start))
         return before is None or before <= reached
 
-    async def _rebuild(self, marker: Marker) -> None:
+    async def _fill_filter(self, remembered: Border, border: Border) -> None:
+        """Puts all counted ids that the filter does not have into it: the table may then miss any below the border."""
         self.standing.state = "rebuilding"
-        after = 0
-        while batch := await self._store(lambda: self._out.blocks.sightings(self._partition, after)):  # noqa: B023
-            await self._cpu(self._table.restore, batch)
-            after = int.from_bytes(batch[-1][0], "little")
-        await self._cpu(self._table.restore, [], marker)
+        after = b""
+        while page := await self._store(lambda: self._out.blocks.ids(self._partition, after, remembered)):  # noqa: B023
+            await self._cpu(self._table.remember_expired, page)
+            after = page[-KEY_BYTES:]
+        await self._io(self._table.save_expired, max(remembered, border))
+        await self._cpu(self._table.expire, [], border)
+
+    async def _tidy(self) -> Tidier:
+        return Tidier(
+            self._table,
+            await self._cpu(self._table.marker),
+            self._out.reader,
+            self._out.trimmer,
+            self._out.blocks,
+            self._out.cpu,
+            self._out.io,
+            topic=self._out.topic_changelog,
+            partition=self._partition,
+            window_ms=self._limits.window_ms,
+            every_s=self._limits.tidy_every_s,
+            fail_point=self._out.fail_point,
+        )
 
     # -- block after block
 
@@ -416,20 +451,39 @@ class Session:
         mapper = self._out.catalog.mapper(version)
         started = time.monotonic()
 
-        def build() -> Block:
-            return build_block(
+        def read() -> tuple[list[Line], dict[bytes, bytes], list[bytes]]:
+            lines = read_lines(
                 self._place,
                 taken.records,
                 start=taken.start,
                 end=taken.end,
                 mapper=mapper,
+                rules=rules,
+                rule_sets=self._out.rule_sets,
+            )
+            keys = open_keys(lines)
+            found = dict(self._look_up(keys))
+            return lines, found, self._table.may_be_expired([key for key in keys if key not in found])
+
+        def finish() -> Block:
+            return finish_block(
+                self._place,
+                lines,
+                start=taken.start,
+                end=taken.end,
+                mapper=mapper,
                 catalog_version=version,
-                lookup=self._look_up,
+                lookup=lambda keys: found,
                 rules=rules,
                 rule_sets=self._out.rule_sets,
             )
 
-        block = await self._cpu(build)
+        lines, found, unsure = await self._cpu(read)
+        if unsure:
+            # whatever its timestamp: "once" has no end date
+            found |= await self._store(lambda: self._out.blocks.find(self._partition, unsure))
+            self.standing.recalled += len(unsure)
+        block = await self._cpu(finish)
         self.standing.build_s += time.monotonic() - started
         return block
 
@@ -509,7 +563,8 @@ class Session:
         await self._reject(block)
         self._out.fail_point("before_changelog")
         for change in pack_changes(block.epoch, block.start, block.end, block.sightings):
-            await self._write(self._out.topic_changelog, change, self._partition)
+            offset = await self._write(self._out.topic_changelog, change, self._partition)
+            self._tidier.wrote(offset, *reach_of(change))
         self._out.fail_point("changelog_acknowledged")
 
     async def _forward(self, block: Block) -> None:
@@ -548,8 +603,8 @@ class Session:
         ]
         await self._write(self._out.topic_rejects, line.raw, self._partition, headers)
 
-    async def _write(self, topic: str, value: bytes, partition: int, headers: Sequence[tuple[str, bytes]] = ()) -> None:
-        await self._retry(
+    async def _write(self, topic: str, value: bytes, partition: int, headers: Sequence[tuple[str, bytes]] = ()) -> int:
+        return await self._retry(
             lambda: self._out.writer.write(topic, value, partition=partition, headers=headers), LogUnavailable
         )
 
@@ -709,6 +764,7 @@ class Session:
         standing, counts = self.standing, block.counts
         standing.counted = block.end
         standing.append_ms = max(standing.append_ms, block.append_ms_max)
+        self._tidier.counted(block.epoch, block.end, standing.append_ms)
         standing.moved_at_s = time.monotonic()
         standing.blocks += 1
         standing.events += counts.events

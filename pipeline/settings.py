@@ -103,6 +103,12 @@ class Settings(BaseSettings):
     clock_skew_max_s: float = Field(
         default=5.0, gt=0, description="largest tolerated difference between the clocks of worker and store"
     )
+    dedup_window_days: float = Field(
+        default=7.0,
+        ge=0,
+        description="how many days of ids, by append time, the dedup table answers by itself; older ones are looked up "
+        "in the store, so that an id counts once for ever. 0 keeps all ids in the table",
+    )
     cache_bytes: int = Field(default=256 << 20, ge=8 << 20, description="block cache of the dedup table")
 
     # -- the running audit

@@ -21,7 +21,14 @@ from pipeline.adapters.catalog_log import CatalogClient, KafkaCatalogLog
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.faust_bridge import App, GroupGate, SightingStore
 from pipeline.adapters.kafka import LogRanges, RecordWriter
-from pipeline.adapters.kafka_admin import BrokerUnavailable, TopicLife, TopicMismatch, check_topics, topic_life
+from pipeline.adapters.kafka_admin import (
+    BrokerUnavailable,
+    TopicLife,
+    TopicMismatch,
+    Trimmer,
+    check_topics,
+    topic_life,
+)
 from pipeline.catalog_mirror import CatalogMirror
 from pipeline.fail_points import fail_points
 from pipeline.metrics import WorkerMetrics
@@ -94,6 +101,7 @@ class Worker:
         )
         self._writer = RecordWriter(settings, linger_ms=5)
         self._ranges = LogRanges(settings)
+        self._trimmer = Trimmer(settings)
         self._catalog = CatalogClient(KafkaCatalogLog(settings))
         self._mappings = CatalogOfSessions(self._catalog, self._gate, settings.topic_catalog)
         self._cpu = ThreadPoolExecutor(1, "build")
@@ -107,7 +115,7 @@ class Worker:
         self._failed = ""
         self._stopping = False
         self._fail_point = fail_points(os.environ.get("TALLY_FAIL_POINT"))
-        self.metrics = WorkerMetrics(self.standings, self.lags, self._ids)
+        self.metrics = WorkerMetrics(self.standings, self.lags, self._ids, self._expired_ids)
 
     # -- life
 
@@ -214,6 +222,7 @@ class Worker:
             group=self._gate,
             writer=self._writer,
             reader=self._ranges,
+            trimmer=self._trimmer,
             blocks=self._blocks,
             catalog=self._mappings,
             now_ms=lambda: time.time_ns() // 1_000_000,
@@ -229,6 +238,7 @@ class Worker:
             close_s=settings.block_close_ms / 1000,
             lease_ms=int(settings.lease_s * 1000),
             deadline_ms=int(settings.deadline_s * 1000),
+            window_ms=int(settings.dedup_window_days * 86_400_000),
         )
         place = Place(
             settings.topic_events,
@@ -246,6 +256,9 @@ class Worker:
 
     def _ids(self) -> Mapping[int, int]:
         return {number: table.ids_estimate() for number, table in self._table_store().opened().items()}
+
+    def _expired_ids(self) -> Mapping[int, int]:
+        return {number: table.expired_estimate() for number, table in self._table_store().opened().items()}
 
     def _look_at_topic(self) -> TopicLife:
         return topic_life(self._settings, self._settings.topic_events)

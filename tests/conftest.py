@@ -4,14 +4,12 @@ Tests take an account of their own, or topics and databases of their own, so tha
 same tests run on servers in containers.
 """
 
-import asyncio
-import uuid
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
 from docker_stack import docker_chosen, mark_shared, start_docker_stack
-from running_stack import RunningStack, Tenant, catalog_of, start_stack
+from running_stack import RunningStack, Tenant, fresh_tenant, start_stack
 
 from pipeline.adapters.clickhouse import Store
 
@@ -64,10 +62,4 @@ def stack_store(stack: RunningStack) -> Iterator[Store]:
 @pytest.fixture
 def tenant(stack: RunningStack) -> Tenant:
     """A fresh account."""
-    account = f"t-{uuid.uuid4().hex[:12]}"
-
-    async def make() -> str:
-        async with catalog_of(stack.settings) as catalog:
-            return (await catalog.ensure_first_account(account)).secret
-
-    return Tenant(account, asyncio.run(make()))
+    return fresh_tenant(stack)

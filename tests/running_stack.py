@@ -1,9 +1,11 @@
 """A running stack and an account of a test's own, as the tests of the whole product use them."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -85,6 +87,17 @@ class Tenant:
     def headers(self) -> dict[str, str]:
         """What a request of this account carries."""
         return {"Authorization": f"Bearer {self.key}"}
+
+
+def fresh_tenant(stack: RunningStack) -> Tenant:
+    """A fresh account on that stack."""
+    account = f"t-{uuid.uuid4().hex[:12]}"
+
+    async def make() -> str:
+        async with catalog_of(stack.settings) as catalog:
+            return (await catalog.ensure_first_account(account)).secret
+
+    return Tenant(account, asyncio.run(make()))
 
 
 @asynccontextmanager

@@ -55,7 +55,17 @@ def test_every_command_is_told(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [f"{name}_total" for name, *_ in (*metrics.COUNTERS, metrics.AUDIT_FAILURES)]
-    + [name for name, *_ in (*metrics.GAUGES, metrics.LAG, metrics.STOPPED, metrics.IDS, *metrics.AUDIT_GAUGES)],
+    + [
+        name
+        for name, *_ in (
+            *metrics.GAUGES,
+            metrics.LAG,
+            metrics.STOPPED,
+            metrics.IDS,
+            metrics.EXPIRED,
+            *metrics.AUDIT_GAUGES,
+        )
+    ],
 )
 def test_every_metric_is_told(name: str) -> None:
     """As the page of worker or auditor spells it."""

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.rollup_view import MARKED, insert_from, select_over
-from pipeline.block import GAP_RULES, Intent, Line, Position, Sighting, Verdict, pack_sighting
+from pipeline.block import GAP_RULES, Intent, Line, Position, Sighting, Verdict, earlier, pack_sighting
 from pipeline.event import id_hash, readable_transaction_id
-from pipeline.ports import Epoch, Landed, Progress
+from pipeline.ports import Border, Epoch, Landed, Progress
 from pipeline.stages.sink import MARK_ACCOUNT, Block, mark_name, scaled, unscaled
 
 # A block is one part in each table and month, or year, that it touches, whatever a view makes of it: else a kill could
@@ -26,7 +26,9 @@ _WHOLE: Final = {
     "min_insert_block_size_rows": 1 << 30,
     "min_insert_block_size_bytes": 1 << 34,
 }
-_REBUILD_ROWS: Final = 100_000
+_FAR: Final = datetime(2200, 1, 1, tzinfo=UTC)
+_PAGE_IDS: Final = 500_000  # 8 MB
+_FIND_AT_ONCE: Final = 2_000  # of 40 characters each in the request
 
 
 class BlockStore:
@@ -110,15 +112,26 @@ class BlockStore:
         end = max((end for _, end, _ in rows), default=start)
         return self._all_marked(where, months) and refused <= self._refused(where, end)
 
-    def counted_before(self, epoch: int, partition: int, offset: int) -> tuple[int, int] | None:
-        """Epoch and end of the last block at or before that offset, in any epoch; None when there is none."""
+    def counted_before(
+        self, epoch: int, partition: int, offset: int, *, appended_before_ms: int | None = None
+    ) -> tuple[int, int] | None:
+        """Epoch and end of the last block at or before that offset, in any epoch, and with all its events appended
+        before that time where one is given; None when there is none."""
         rows = self._store.query(
             """SELECT epoch, `end` FROM blocks FINAL
             WHERE topic = {topic:String} AND `partition` = {partition:UInt32} AND month = 0
             AND rules != {gap:UInt32}
             AND (epoch < {epoch:UInt32} OR (epoch = {epoch:UInt32} AND `end` <= {offset:UInt64}))
+            AND append_time_max >= {since:DateTime64(3, 'UTC')} AND append_time_max < {before:DateTime64(3, 'UTC')}
             ORDER BY epoch DESC, `end` DESC LIMIT 1""",
-            {**self._where(epoch, partition), "offset": offset, "gap": GAP_RULES},
+            {
+                **self._where(epoch, partition),
+                "offset": offset,
+                "gap": GAP_RULES,
+                # a block without any line has no append time, and tells nothing of the time
+                "since": _instant(0 if appended_before_ms is None else 1),
+                "before": _FAR if appended_before_ms is None else _instant(appended_before_ms),
+            },
         ).rows
         return (rows[0][0], rows[0][1]) if rows else None
 
@@ -241,22 +254,39 @@ class BlockStore:
             ]
             self._store.insert_arrow("progress", pa.Table.from_pylist(found, _PROGRESS))
 
-    def sightings(self, partition: int, after: int, *, most: int = _REBUILD_ROWS) -> list[tuple[bytes, bytes]]:
-        """First sightings of the partition's ids with hashes above `after`, in their order and at most so many; empty
-        after the last. Id hash, little-endian, and packed sighting."""
-        rows = self._store.query(
-            """SELECT id_hash, epoch, `offset`, line, content_hash, toUnixTimestamp(append_time) FROM event_ids
+    def ids(self, partition: int, after: bytes, since: Border, *, most: int = _PAGE_IDS) -> bytes:
+        """Keys of the partition's ids first seen at or after that border, in the order of their hashes and above the
+        key `after`; 16 bytes each, one after the other, at most so many; empty after the last."""
+        return self._store.read(
+            """SELECT id_hash FROM event_ids
             WHERE `partition` = {partition:UInt32} AND id_hash > {after:UInt128}
+            AND (epoch > {epoch:UInt32} OR (epoch = {epoch:UInt32} AND `offset` >= {offset:UInt64}))
             ORDER BY id_hash LIMIT {most:UInt32}""",
-            {"partition": partition, "after": after, "most": most},
-        ).rows
-        return [
-            (
-                identity.to_bytes(16, "little"),
-                pack_sighting(Sighting(Position(epoch, offset, line), content, append_s)),
-            )
-            for identity, epoch, offset, line, content, append_s in rows
-        ]
+            "RowBinary",  # a UInt128 is 16 bytes, little-endian: the table's key
+            parameters={
+                "partition": partition,
+                "after": int.from_bytes(after, "little"),
+                "epoch": since.epoch,
+                "offset": since.end,
+                "most": most,
+            },
+        )
+
+    def find(self, partition: int, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The packed first sightings of those ids that were ever counted."""
+        found: dict[bytes, bytes] = {}
+        for start in range(0, len(keys), _FIND_AT_ONCE):
+            hashes = [int.from_bytes(key, "little") for key in keys[start : start + _FIND_AT_ONCE]]
+            rows = self._store.query(
+                """SELECT id_hash, epoch, `offset`, line, content_hash, toUnixTimestamp(append_time) FROM event_ids
+                WHERE `partition` = {partition:UInt32} AND id_hash IN {hashes:Array(UInt128)}""",
+                {"partition": partition, "hashes": hashes},
+            ).rows
+            for identity, epoch, offset, line, content, append_s in rows:
+                key = identity.to_bytes(16, "little")
+                packed = pack_sighting(Sighting(Position(epoch, offset, line), content, append_s))
+                found[key] = earlier(found[key], packed) if key in found else packed
+        return found
 
     # -- rollups that a migration has added
 

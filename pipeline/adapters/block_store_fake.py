@@ -5,11 +5,11 @@ remembers per table and month; it looks at the deadline once, when the rows arri
 the permanent ids, the others stand for rollups.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from pipeline.block import Intent, Position, Sighting, Verdict, pack_sighting
-from pipeline.ports import Epoch, Landed, Progress, StoreError
+from pipeline.ports import Border, Epoch, Landed, Progress, StoreError
 from pipeline.stages.sink import MARK_ACCOUNT, Block
 
 TABLES: Final = ("events", "event_ids", "usage_client_day", "usage_15m")
@@ -84,9 +84,15 @@ class MemoryBlocks:
         known = {position for number, position in self.rejects if number == partition}
         return all(MemoryBlocks.landed(self, block).arrivals.values()) and rejects <= known
 
-    def counted_before(self, epoch: int, partition: int, offset: int) -> tuple[int, int] | None:
-        """Epoch and end of the last block at or before that offset."""
-        ends = [(e, entry.block.end) for (e, p, _), entry in self.ledger.items() if p == partition]
+    def counted_before(
+        self, epoch: int, partition: int, offset: int, *, appended_before_ms: int | None = None
+    ) -> tuple[int, int] | None:
+        """Epoch and end of the last block at or before that offset, and appended before that time."""
+        ends = [
+            (e, entry.block.end)
+            for (e, p, _), entry in self.ledger.items()
+            if p == partition and (appended_before_ms is None or 0 < entry.block.append_ms_max < appended_before_ms)
+        ]
         return max((end for end in ends if end <= (epoch, offset)), default=None)
 
     def write_ledger(self, block: Block, stated_ms: int) -> None:
@@ -143,19 +149,18 @@ class MemoryBlocks:
         """How far the partitions are counted."""
         self.progress = list(rows)
 
-    def sightings(self, partition: int, after: int) -> list[tuple[bytes, bytes]]:
-        """First sightings with hashes above `after`, a few at a time."""
-        facts = sorted(
-            fact
-            for arrival in self.arrivals.get(("event_ids", 0), ())
-            if arrival.block[1] == partition
-            for fact in arrival.facts
-            if fact.key > after
-        )
-        return [
-            (f.key.to_bytes(16, "little"), pack_sighting(Sighting(f.position, f.content, f.append_s)))
-            for f in facts[:3]
-        ]
+    def ids(self, partition: int, after: bytes, since: Border) -> bytes:
+        """Keys of ids first seen at or after that border, a few at a time."""
+        facts = self._ids_of(partition)
+        above = int.from_bytes(after, "little")
+        found = sorted({f.key for f in facts if f.key > above and f.position[:2] >= since})
+        return b"".join(key.to_bytes(16, "little") for key in found[:3])
+
+    def find(self, partition: int, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """The packed first sightings of those ids that were ever counted."""
+        wanted = {int.from_bytes(key, "little") for key in keys}
+        facts = sorted((f for f in self._ids_of(partition) if f.key in wanted), key=lambda f: f.position, reverse=True)
+        return {f.key.to_bytes(16, "little"): pack_sighting(Sighting(f.position, f.content, f.append_s)) for f in facts}
 
     def note_token(self, place: Place, token: str) -> None:
         """Rows under this token are taken for known in that table and month from now on."""
@@ -170,6 +175,10 @@ class MemoryBlocks:
             for arrival in arrivals
             for fact in arrival.facts
         ]
+
+    def _ids_of(self, partition: int) -> list[Fact]:
+        arrivals = self.arrivals.get(("event_ids", 0), ())
+        return [fact for arrival in arrivals if arrival.block[1] == partition for fact in arrival.facts]
 
     def _land(self, place: Place, block: Block, token: str) -> None:
         known_ms = self._tokens.get((place, token))

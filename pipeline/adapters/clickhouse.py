@@ -90,10 +90,17 @@ class Store:
                 tuple(answer.column_names), tuple(t.name for t in answer.column_types), list(map(tuple, rows))
             )
 
-    def read(self, sql: str, fmt: str, settings: Mapping[str, Any] | None = None) -> bytes:
+    def read(
+        self,
+        sql: str,
+        fmt: str,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> bytes:
         """Run a SELECT and give the answer as the server writes it in the format `fmt`. Raises as `query`. Blocks."""
         with store_errors(self._settings.clickhouse):
-            return self._connected().raw_query(sql, settings=_dict(settings), fmt=fmt)
+            return self._connected().raw_query(sql, parameters=_dict(parameters), settings=_dict(settings), fmt=fmt)
 
     def command(
         self,

@@ -179,7 +179,7 @@ class SightingStore(FaustStore):  # type: ignore[misc]
         if partition not in self._open:
             self._open[partition] = self._tables.open(
                 # other rules may judge otherwise: their table is read back anew
-                f"{self.app.settings.topic_events}-{partition}.rules{RULES}"
+                f"{self.app.settings.topic_events}-{partition}.rules{RULES}.v2"
             )
         return self._open[partition]
 

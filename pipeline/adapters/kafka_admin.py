@@ -16,6 +16,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
+from pipeline.ports import LogUnavailable
 from pipeline.settings import Settings
 
 _TIMEOUT_S: Final = 20.0
@@ -169,6 +170,22 @@ def log_bounds(settings: Settings, topic: str, partitions: Iterable[int]) -> dic
     except KafkaException as error:
         raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no bounds of {topic}: {error}") from error
     return {number: (first[number], end[number]) for number in first}
+
+
+class Trimmer:
+    """Lets the old end of partitions go (Kafka's DeleteRecords). Connects for each call, which are rare."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def trim(self, topic: str, partition: int, offset: int) -> None:
+        """Records below that offset are there no more; blocks. Raises LogUnavailable."""
+        client = _client(self._settings)
+        try:
+            (done,) = client.delete_records([TopicPartition(topic, partition, offset)]).values()
+            done.result(_TIMEOUT_S)
+        except (KafkaException, TimeoutError) as error:
+            raise LogUnavailable(f"Kafka lets no records of {topic}/{partition} go: {error}") from error
 
 
 def _wanted(settings: Settings) -> dict[str, NewTopic]:

@@ -35,7 +35,12 @@ class MemoryLog:
 
     def delete_before(self, topic: str, partition: int, offset: int) -> None:
         """What retention does."""
-        self._first[topic, partition] = offset
+        self._first[topic, partition] = max(offset, self._first.get((topic, partition), 0))
+
+    def trim(self, topic: str, partition: int, offset: int) -> None:
+        """Records below that offset are there no more."""
+        self._check()
+        self.delete_before(topic, partition, offset)
 
     def make_anew(self, topic: str, partition: int) -> None:
         """What deleting the topic and making it again does."""

@@ -28,7 +28,8 @@ class UnknownRules(Exception):  # noqa: N818 - says what is the matter
 
 
 class RuleSet(msgspec.Struct, frozen=True):
-    """The stages of one version of the rules, called as `build_block` does. Each pure."""
+    """The stages of one version of the rules, in their order. Each pure; `judge` alone asks for what was seen before,
+    so that a caller may look it up between `read_lines` and `finish_block`."""
 
     decode: Callable[..., Iterable[Line]] = decode_records
     identify: Callable[..., None] = identify
@@ -41,22 +42,17 @@ class RuleSet(msgspec.Struct, frozen=True):
 RULE_SETS: Final[dict[int, RuleSet]] = {RULES: RuleSet()}
 
 
-def build_block(
+def read_lines(
     place: Place,
     records: Sequence[LogRecord],
     *,
     start: int,
     end: int,
     mapper: Mapper,
-    catalog_version: int,
-    lookup: Lookup,
     rules: int = RULES,
     rule_sets: Mapping[int, RuleSet] = RULE_SETS,
-) -> Block:
-    """The block [start, end) of these records. The same arguments and the same log always give the same block.
-
-    `lookup` may block: it reads the table of first sightings. Raises UnknownRules.
-    """
+) -> list[Line]:
+    """The lines of the block [start, end) with their ids, and the verdicts that need no table. Raises UnknownRules."""
     stages = rule_sets.get(rules)
     if stages is None:
         known = ", ".join(map(str, sorted(rule_sets)))
@@ -74,6 +70,24 @@ def build_block(
         partitions=place.partitions,
         known_account=mapper.known_account,
     )
+    return lines
+
+
+def finish_block(
+    place: Place,
+    lines: Sequence[Line],
+    *,
+    start: int,
+    end: int,
+    mapper: Mapper,
+    catalog_version: int,
+    lookup: Lookup,
+    rules: int = RULES,
+    rule_sets: Mapping[int, RuleSet] = RULE_SETS,
+) -> Block:
+    """The block of the lines that `read_lines` gave under the same rules; it fills them in. `lookup` tells the first
+    sightings of ids, and may block."""
+    stages = rule_sets[rules]
     sightings = stages.judge(lines, epoch=place.epoch, lookup=lookup)
     return stages.make(
         lines,
@@ -86,4 +100,32 @@ def build_block(
         catalog_version=catalog_version,
         rules=rules,
         sightings=sightings,
+    )
+
+
+def build_block(
+    place: Place,
+    records: Sequence[LogRecord],
+    *,
+    start: int,
+    end: int,
+    mapper: Mapper,
+    catalog_version: int,
+    lookup: Lookup,
+    rules: int = RULES,
+    rule_sets: Mapping[int, RuleSet] = RULE_SETS,
+) -> Block:
+    """Both in one: the block [start, end) of these records. The same arguments and the same log always give the same
+    block. Raises UnknownRules."""
+    lines = read_lines(place, records, start=start, end=end, mapper=mapper, rules=rules, rule_sets=rule_sets)
+    return finish_block(
+        place,
+        lines,
+        start=start,
+        end=end,
+        mapper=mapper,
+        catalog_version=catalog_version,
+        lookup=lookup,
+        rules=rules,
+        rule_sets=rule_sets,
     )

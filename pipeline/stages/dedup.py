@@ -45,11 +45,16 @@ def identify(
         line.content = content_hash(event, without_timestamp=line.defaulted) & CONTENT_MASK
 
 
+def open_keys(lines: Iterable[Line]) -> list[bytes]:
+    """The table's keys of the lines that `judge` will settle, in their order."""
+    return [line.key.to_bytes(16, "little") for line in lines if line.verdict == Verdict.ACCEPTED]
+
+
 def judge(lines: Sequence[Line], *, epoch: int, lookup: Lookup) -> dict[bytes, bytes]:
     """Settles first sightings, duplicates and conflicts; returns what the block adds to the table: key → packed
     sighting, in the order of the log."""
     open_lines = [line for line in lines if line.verdict == Verdict.ACCEPTED]
-    keys = [line.key.to_bytes(16, "little") for line in open_lines]
+    keys = open_keys(lines)
     seen = lookup(keys)
     added: dict[bytes, bytes] = {}
     for line, key in zip(open_lines, keys, strict=True):

@@ -14,7 +14,7 @@ from pipeline.adapters.block_store_fake import TABLES, MemoryBlocks
 from pipeline.adapters.clickhouse import Store
 from pipeline.block import LogRecord
 from pipeline.catalog import Account, Catalog, Feature, encode_account, encode_feature
-from pipeline.ports import Blocks, Epoch, StoreError
+from pipeline.ports import Blocks, Border, Epoch, StoreError
 from pipeline.stages.build import Place, build_block
 from pipeline.stages.mapping import Mapper, Mappers
 from pipeline.stages.sink import Block
@@ -259,17 +259,48 @@ def test_a_block_without_rows_is_whole_once_its_rejects_are_there(bench: Bench) 
     assert bench.blocks.whole(0, 0, refused.start)
 
 
-def test_first_sightings_come_page_by_page_in_the_order_of_hashes(bench: Bench) -> None:
-    """All ids of the partition as the table of first sightings has them, and no mark."""
+def test_ids_come_page_by_page_in_the_order_of_hashes_from_a_border_on(bench: Bench) -> None:
+    """All ids of the partition that were first seen at or after it, and no mark."""
     one, other = Partition(), Partition(epoch=1)
-    put(bench, one.block(events("a")), one.block([*events("b"), *events("a")]))
+    first, second = one.block(events("a")), one.block([*events("b"), *events("a")])
+    put(bench, first, second)
     other.seen = dict(one.seen)
-    put(bench, other.block(events("c")))
-    found: list[tuple[bytes, bytes]] = []
-    after = 0
-    while page := bench.blocks.sightings(0, after):
-        found += page
-        after = int.from_bytes(page[-1][0], "little")
-    assert dict(found) == other.seen
-    hashes = [int.from_bytes(key, "little") for key, _ in found]
-    assert hashes == sorted(set(hashes))
+    third = other.block(events("c"))
+    put(bench, third, Partition(number=1).block(events("d", 40)))
+    later = second.sightings | third.sightings
+    for border, expected in (
+        (Border(0, 0), other.seen),
+        (Border(0, second.start), later),
+        (Border(0, second.end), third.sightings),
+        (Border(1, third.end), {}),
+    ):
+        found = b""
+        while page := bench.blocks.ids(0, found[-16:], border):
+            found += page
+        hashes = [int.from_bytes(found[at : at + 16], "little") for at in range(0, len(found), 16)]
+        assert hashes == sorted(int.from_bytes(key, "little") for key in expected)
+
+
+def test_ids_are_found_with_their_first_sightings(bench: Bench) -> None:
+    """As the table of first sightings had them; unknown ones and those of other partitions are absent."""
+    one, later, other = Partition(), Partition(epoch=1), Partition(number=1)
+    put(bench, one.block(events("a")), one.block([*events("b"), *events("a")]))
+    later.seen = dict(one.seen)
+    put(bench, later.block([*events("c"), *events("a")]), other.block(events("d", 40)))
+    assert other.seen
+    assert bench.blocks.find(0, [*later.seen, *other.seen, bytes(15) + b"x"]) == later.seen
+    assert bench.blocks.find(0, []) == {}
+
+
+def test_the_last_block_before_an_append_time_is_told(bench: Bench) -> None:
+    """Among those that end at or before an offset; blocks without lines tell no time."""
+    partition = Partition()
+    blocks = [partition.block(lines) for lines in ([b"{"] * 3, [b"{"] * 5, [])]
+    for block in blocks:
+        bench.blocks.write_ledger(block, STATED_MS)
+    ends = [(0, block.end) for block in blocks]
+    newest = blocks[1].append_ms_max
+    asked = [(blocks[2].end, newest + 1), (blocks[2].end, newest), (blocks[0].end, FAR_MS), (blocks[2].end, 1)]
+    found = [bench.blocks.counted_before(0, 0, offset, appended_before_ms=before) for offset, before in asked]
+    assert found == [ends[1], ends[0], ends[0], None]
+    assert bench.blocks.counted_before(0, 0, blocks[2].end) == ends[2]

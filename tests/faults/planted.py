@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pipeline import session, worker
 from pipeline.adapters import block_store
+from pipeline.block import RULES
 from pipeline.stages import build, dedup
 
 _Change = tuple[Any, str, str, str]  # module or class, function, words, other words
@@ -96,7 +97,7 @@ def plant(name: str) -> None:
     """Puts the bug into the code that this process has imported. Raises ValueError where its words are gone."""
     for owner, function, words, others in BUGS[name]:
         _change(owner, function, words, others)
-    build.judge = dedup.judge
+    build.RULE_SETS[RULES] = build.RuleSet(judge=dedup.judge)
 
 
 def _change(owner: Any, name: str, words: str, others: str) -> None:

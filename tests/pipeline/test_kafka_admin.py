@@ -1,5 +1,6 @@
 """Topics are made as production wants them, and every start checks that they still are."""
 
+import asyncio
 import time
 import uuid
 from pathlib import Path
@@ -14,9 +15,11 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
+from pipeline.adapters.kafka import LogRanges, RecordWriter
 from pipeline.adapters.kafka_admin import (
     BrokerUnavailable,
     TopicMismatch,
+    Trimmer,
     check_topics,
     committed,
     ensure_topics,
@@ -24,6 +27,7 @@ from pipeline.adapters.kafka_admin import (
     topic_id,
     topic_life,
 )
+from pipeline.ports import LogUnavailable
 from pipeline.settings import Settings
 
 
@@ -141,3 +145,32 @@ def test_no_broker_is_told_within_bounds(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("pipeline.adapters.kafka_admin._TIMEOUT_S", 1.0)
     with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:1"):
         check_topics(Settings(home=tmp_path, kafka="127.0.0.1:1"))
+
+
+async def test_the_old_end_of_a_partition_goes_and_the_rest_stays(settings: Settings) -> None:
+    """Only of that partition, and asking for it again does no harm."""
+    ensure_topics(settings)
+    writer, ranges = RecordWriter(settings), LogRanges(settings)
+    await writer.start()
+    topic = settings.topic_changelog
+    for number in range(6):
+        await writer.write(topic, b"%d" % number, partition=1)
+        await writer.write(topic, b"other", partition=0)
+    for _ in range(2):
+        await asyncio.to_thread(Trimmer(settings).trim, topic, 1, 4)
+    assert await ranges.bounds(topic, 1) == (4, 6)
+    assert await ranges.bounds(topic, 0) == (0, 6)
+    found = [record.value async for records in ranges.read_range(topic, 1, 4, 6) for record in records]
+    assert found == [b"4", b"5"]
+    with pytest.raises(LogUnavailable):
+        async for _ in ranges.read_range(topic, 1, 3, 6):
+            pass
+    await writer.stop()
+    await ranges.stop()
+
+
+async def test_a_broker_that_is_away_lets_nothing_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tidying goes on later."""
+    monkeypatch.setattr("pipeline.adapters.kafka_admin._TIMEOUT_S", 1.0)
+    with pytest.raises(LogUnavailable, match="lets no records"):
+        await asyncio.to_thread(Trimmer(Settings(home=tmp_path, kafka="127.0.0.1:1")).trim, "t", 0, 1)

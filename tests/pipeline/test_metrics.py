@@ -2,7 +2,7 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.metrics import COUNTERS, GAUGES, IDS, LAG, STOPPED, WorkerMetrics
+from pipeline.metrics import COUNTERS, EXPIRED, GAUGES, IDS, LAG, STOPPED, WorkerMetrics
 from pipeline.session import Standing
 
 
@@ -17,9 +17,9 @@ def values(metrics: WorkerMetrics) -> dict[tuple[str, str], float]:
 
 def test_every_metric_is_there_with_its_explanation() -> None:
     """Names and texts are those of the list."""
-    metrics = WorkerMetrics(lambda: [Standing(0)], lambda: {0: 1}, lambda: {0: 1})
+    metrics = WorkerMetrics(lambda: [Standing(0)], lambda: {0: 1}, lambda: {0: 1}, lambda: {0: 1})
     found = {family.name: family.documentation for family in text_string_to_metric_families(metrics.text().decode())}
-    assert found == {name: text for name, text, *_ in (*COUNTERS, *GAUGES, LAG, IDS, STOPPED)}
+    assert found == {name: text for name, text, *_ in (*COUNTERS, *GAUGES, LAG, IDS, EXPIRED, STOPPED)}
 
 
 def test_every_counter_reads_an_attribute_that_standings_have() -> None:
@@ -30,7 +30,7 @@ def test_every_counter_reads_an_attribute_that_standings_have() -> None:
 def test_totals_outlive_the_session_that_counted_them() -> None:
     """A rebalance must not look like a reset."""
     standings = [Standing(2, events=10, rows=7, counted=50)]
-    metrics = WorkerMetrics(lambda: standings, lambda: {2: 4}, dict)
+    metrics = WorkerMetrics(lambda: standings, lambda: {2: 4}, dict, dict)
     assert values(metrics)["tally_events_total", "2"] == 10
     metrics.ended(standings.pop())
     assert values(metrics)["tally_events_total", "2"] == 10

@@ -113,6 +113,19 @@ def test_a_table_in_use_by_another_worker_is_not_touched(tmp_path: Path) -> None
     table.close()
 
 
+def test_a_table_that_was_there_before_uses_the_shared_cache(tmp_path: Path) -> None:
+    """RocksDB's options file names no cache: a table opened by it alone would read from 8 MB of its own."""
+    for _ in range(2):
+        tables = Tables(tmp_path, CACHE_BYTES)
+        one, other = tables.open("t-0"), tables.open("t-1")
+        one.restore([(key(n), sighting(n)) for n in range(20_000)])
+        one.compact()
+        one.get_many([key(n) for n in range(20_000)])
+        assert other.cached_bytes() == one.cached_bytes() > 100_000
+        one.close()
+        other.close()
+
+
 def test_tables_of_one_worker_do_not_meet(tmp_path: Path) -> None:
     """A folder each, one cache."""
     tables = Tables(tmp_path, CACHE_BYTES)

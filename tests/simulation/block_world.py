@@ -7,10 +7,12 @@ conservation law is checked at the end, and at each commit everything below the 
 import asyncio
 import json
 import random
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from virtual_loop import VirtualExecutor
@@ -18,12 +20,13 @@ from virtual_loop import VirtualExecutor
 from pipeline.adapters.block_store_fake import TABLES, MemoryBlocks, block_name
 from pipeline.adapters.group_fake import Coordinator, MemoryGroup
 from pipeline.adapters.log_fake import MemoryLog
-from pipeline.adapters.rocks_fake import MemoryTable
+from pipeline.adapters.rocks import SightingTable, Tables
+from pipeline.adapters.rocks_fake import MemoryFile, MemoryTable
 from pipeline.block import RULES, Committed, Position, Verdict, decode_metadata, unpack_sighting
 from pipeline.catalog import Account, Catalog, Feature, encode_account, encode_feature
 from pipeline.changelog import unpack_change
 from pipeline.event import derived_id_hash, id_hash, partition_of
-from pipeline.ports import CommitAnswer, Header, Landed, LogUnavailable, Member, Record, StoreUnavailable
+from pipeline.ports import Border, CommitAnswer, Header, Landed, LogUnavailable, Member, Record, StoreUnavailable
 from pipeline.session import Limits, Outside, Session
 from pipeline.stages.build import RULE_SETS, Place, RuleSet
 from pipeline.stages.mapping import Mapper, Mappers
@@ -32,6 +35,7 @@ from pipeline.stages.sink import Block, make_block
 TOPIC, REJECTS, CHANGELOG = "events", "rejects", "changelog"
 START_MS = 1_790_000_000_000
 LEASE_MS, DEADLINE_MS = 4_000, 2_000
+WINDOWS_MS = (400, 0, 1_500)  # of the dedup table, by the seed; most runs last ten seconds
 
 
 def _make_under_newer_rules(*lines: Any, **options: Any) -> Block:
@@ -81,6 +85,7 @@ USUAL = {
     "catalog": 3,
     "away": 2,
     "night": 2,
+    "filters": 1,
 }
 #: Harm from outside that the protocol must bear too: offsets lost, moved by a tool or put back; the changelog
 #: truncated or made anew; clocks that are set.
@@ -103,6 +108,16 @@ class _Blocks(MemoryBlocks):
     def landed(self, block: Block) -> Any:
         self.world.hiccup()
         return super().landed(block)
+
+    def ids(self, partition: int, after: bytes, since: Border) -> bytes:
+        self.world.hiccup()
+        return super().ids(partition, after, since)
+
+    def find(self, partition: int, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        self.world.hiccup()
+        found = super().find(partition, keys)
+        self.world.recalled += len(found)
+        return found
 
     def write_ledger(self, block: Block, stated_ms: int) -> None:
         self.world.hiccup()
@@ -211,6 +226,22 @@ class _Writer:
             raise LogUnavailable("the acknowledgement was lost")
         self.worker.touch()
         return offset
+
+
+class _Trimmer:
+    """One worker's deletions; a zombie's may come late."""
+
+    def __init__(self, worker: "SimWorker") -> None:
+        self.worker = worker
+
+    def trim(self, topic: str, partition: int, offset: int) -> None:
+        world = self.worker.world
+        if world.chance(world.faults.log):
+            raise LogUnavailable("not sent")
+        world.log.trim(topic, partition, offset)
+        world.trimmed += 1
+        if world.chance(world.faults.log):
+            raise LogUnavailable("the answer was lost")
 
 
 class _Reader:
@@ -337,7 +368,7 @@ class SimWorker:
         world = self.world
         self.alive, self.silent = True, False
         world.note("worker", self.number, "starts")
-        self.tables: dict[int, MemoryTable] = {}
+        self.tables: dict[int, MemoryTable | SightingTable] = {}
         self.sessions = {}
         self.group = _Group(self)
         self.cpu = _Thread(self, lambda: world.random.uniform(0, 0.01), serial=True)
@@ -378,8 +409,18 @@ class SimWorker:
         self.cpu.dead = self.io.dead = True
         for task in [*self._tasks, *(task for _, task in self.sessions.values())]:
             task.cancel()
+        if self.world.folder is not None:
+            for table in self.tables.values():
+                table.close()
         if disk_lost:
             self.disk = [MemoryTable() for _ in self.disk]
+            if self.world.folder is not None:
+                shutil.rmtree(self.world.folder / str(self.number), ignore_errors=True)
+
+    def lose_filters(self) -> None:
+        """The files of expired ids are gone or damaged; the tables are not."""
+        for table in self.disk:
+            table.expired.file.__dict__.update(MemoryFile().__dict__)
 
     def upgrade(self) -> None:
         """The process ends, and begins as a version that begins blocks under newer rules."""
@@ -392,13 +433,17 @@ class SimWorker:
     def flush(self) -> None:
         """The memory tables reach the disk."""
         for number, table in self.tables.items():
-            self.disk[number] = table.copy()
+            if isinstance(table, MemoryTable):
+                self.disk[number] = table.copy()
 
     def fail_point(self, name: str) -> None:
         """Counts, and kills by chance or where a test asks for it."""
         world = self.world
         world.passed[name] += 1
-        if world.kill_at == (name, world.passed[name]) or world.chance(world.faults.kill):
+        if world.kill_at == (name, world.passed[name]):
+            self.kill(disk_lost=world.disk_lost)
+            raise Killed
+        if world.chance(world.faults.kill):
             self.kill(disk_lost=world.disk_lost or world.chance(0.3))
             raise Killed
 
@@ -458,22 +503,29 @@ class SimWorker:
                 await self._woken.wait()
             await asyncio.sleep(self.world.random.uniform(0.005, 0.06))
 
-    def open(self, number: int) -> MemoryTable:
+    def open(self, number: int) -> MemoryTable | SightingTable:
         """In the builder's thread."""
-        self.tables[number] = self.disk[number].copy()
+        folder = self.world.folder
+        self.tables[number] = (
+            self.disk[number].copy()
+            if folder is None
+            else Tables(folder / str(self.number), 8 << 20).open(f"t-{number}")
+        )
         return self.tables[number]
 
     def _close(self, number: int) -> None:
         table = self.tables.pop(number, None)
-        if table is not None:
+        if isinstance(table, MemoryTable):
             self.disk[number] = table.copy()
+        if table is not None:
             table.close()
 
 
 @dataclass
 class World:
     """All of it. `kill_at`: the fail point and the number of its passing at which the worker dies. `modulus`: over how
-    many partitions ids are spread; the others were added later."""
+    many partitions ids are spread; the others were added later. `folder`: tables on RocksDB, below it; otherwise in
+    memory."""
 
     seed: int = 0
     partitions: int = 1
@@ -484,6 +536,9 @@ class World:
     close_s: float = 0.05
     topic_id: str = "first"
     disk_lost: bool = False
+    window_ms: int = 0
+    folder: Path | None = None
+    tidy_every_s: float = 1.0
     skew_ms: int = 0
     modulus: int = 0
     happenings: dict[str, int] = field(default_factory=lambda: dict(USUAL))
@@ -506,6 +561,8 @@ class World:
         self.killed = 0
         self.away_until_ms = 0
         self.repaired = 0
+        self.trimmed = 0
+        self.recalled = 0
         self.occasions = 0
         self.happened: Counter[str] = Counter()
         self.put_back = False
@@ -545,6 +602,7 @@ class World:
             group=worker.group,
             writer=_Writer(worker),
             reader=_Reader(worker),
+            trimmer=_Trimmer(worker),
             blocks=self.blocks,
             catalog=self.catalog,
             now_ms=worker.now_ms,
@@ -555,7 +613,7 @@ class World:
             fail_point=worker.fail_point,
             rule_sets=worker.rule_sets,
         )
-        limits = Limits(self.rows_max, 1 << 20, self.close_s, LEASE_MS, DEADLINE_MS)
+        limits = Limits(self.rows_max, 1 << 20, self.close_s, LEASE_MS, DEADLINE_MS, self.window_ms, self.tidy_every_s)
         place = Place(TOPIC, 0, number, self.modulus, "acme", 10**15)
         return Session(outside, limits, place, member, self.topic_id, lambda: worker.open(number))
 
@@ -576,14 +634,20 @@ class World:
         kind = self.random.random()
         if kind < 0.06:
             return b'{"clientId": 7}'
-        identity = f"t{self.random.randrange(12)}"
+        identity = self._identity()
         if kind > 0.2 and number < self.modulus:
             while partition_of(id_hash("acme", identity), self.modulus) != number:
-                identity = f"t{self.random.randrange(12)}"
+                identity = self._identity()
         value = self._contents.setdefault(identity, self.random.randrange(1, 9))
         if self.random.random() < 0.15:
             value += 10
         return event_line(None if kind < 0.1 else identity, value, month=1 + value % 2)
+
+    def _identity(self) -> str:
+        """One of the last dozen, as clients that retry send them, or any that ever was."""
+        newest = 12 + len(self.sent_ids) // 2
+        first = 0 if self.random.random() < 0.25 else newest - 12
+        return f"t{self.random.randrange(first, newest)}"
 
     # -- what must hold at every moment
 
@@ -715,6 +779,8 @@ class World:
                 worker.kill(disk_lost=self.chance(0.3))
             elif kind == "flush":
                 worker.flush()
+            elif kind == "filters":
+                worker.lose_filters()
             elif kind in ("silent", "speak"):
                 worker.silent = kind == "silent"
             elif kind == "expel" and worker.silent and worker.group.member is not None:
@@ -909,7 +975,8 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 async def random_run(seed: int, *, steps: int = 40, prepare: Callable[[World], None] = lambda world: None) -> World:
     """A run with everything going wrong that may, then calm, then the law."""
-    world = World(seed=seed, partitions=2, workers_count=2, faults=HARSH)
+    world = World(seed=seed, partitions=2, workers_count=2, faults=HARSH, tidy_every_s=0.1)
+    world.window_ms = WINDOWS_MS[seed % len(WINDOWS_MS)]
     prepare(world)
     await _suffer(world, steps)
     return world
@@ -929,6 +996,7 @@ class Plan:
     steps: int
     after: str
     modulus: int = 0
+    window_ms: int = 0
 
     def simpler(self) -> Iterator["Plan"]:
         """The same with one thing less, for each thing."""
@@ -942,6 +1010,8 @@ class Plan:
         for name in self.happenings:
             if len(self.happenings) > 1:
                 yield replace(self, happenings={k: v for k, v in self.happenings.items() if k != name})
+        if self.window_ms:
+            yield replace(self, window_ms=0)
         for name, less in (("partitions", self.partitions - 1), ("workers", self.workers - 1)):
             if less:
                 yield replace(self, **{name: less}, modulus=0)
@@ -967,7 +1037,8 @@ def wild_plan(seed: int) -> Plan:
     )
     if draw.random() < 0.2:  # workers of a newer version among those of the former
         plan.happenings["upgrade"] = 2
-    return replace(plan, modulus=draw.randint(1, plan.partitions)) if draw.random() < 0.1 else plan
+    modulus = draw.randint(1, plan.partitions) if draw.random() < 0.1 else 0
+    return replace(plan, modulus=modulus, window_ms=draw.choice(WINDOWS_MS))
 
 
 async def wild_run(plan: Plan, *, prepare: Callable[[World], None] = lambda world: None) -> World:
@@ -981,6 +1052,8 @@ async def wild_run(plan: Plan, *, prepare: Callable[[World], None] = lambda worl
         skew_ms=SKEW_MS if "clock" in plan.happenings else 0,
         happenings=plan.happenings,
         modulus=plan.modulus,
+        window_ms=plan.window_ms,
+        tidy_every_s=0.1,
     )
     prepare(world)
     snapshot = world.blocks.snapshot()

@@ -13,7 +13,7 @@ from pipeline.adapters.block_store_fake import MemoryBlocks
 from pipeline.block import RULES, Committed, Intent, Verdict, decode_metadata, encode_metadata
 from pipeline.event import FieldError, id_hash, partition_of
 from pipeline.fail_points import POINTS
-from pipeline.ports import CommitAnswer, LogUnavailable, Member, StoreUnavailable
+from pipeline.ports import Border, CommitAnswer, LogUnavailable, Member, StoreUnavailable
 from pipeline.session import Session, SessionOver
 from pipeline.stages.build import RULE_SETS, RuleSet
 from pipeline.stages.dedup import identify
@@ -782,15 +782,15 @@ def test_a_changelog_that_was_made_anew_and_grew_is_not_taken_for_whole() -> Non
             await world.drain()
         await restart(world, disk_lost=True)
         world.produce(0, [event_line("a", 1), event_line("n1", 1)])
-        sightings, cut = world.blocks.sightings, iter([True])
+        ids, cut = world.blocks.ids, iter([True])
 
-        def cut_short(number: int, after: int) -> list[tuple[bytes, bytes]]:
+        def cut_short(number: int, after: bytes, since: Border) -> bytes:
             if next(cut, False):
                 world.workers[0].flush()
                 world.workers[0].kill()
-            return sightings(number, after)
+            return ids(number, after, since)
 
-        world.blocks.sightings = cut_short  # type: ignore[method-assign]
+        world.blocks.ids = cut_short  # type: ignore[method-assign]
         world.workers[0].start()
         await world.drain()
         assert world.verdicts_counted() == (world.ids(), 0)

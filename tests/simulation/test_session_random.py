@@ -4,7 +4,7 @@ Each run prints its seed with what it finds: `random_run(seed)` gives the same r
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,11 @@ from structlog.testing import capture_logs
 from virtual_loop import run_virtually
 
 from pipeline.adapters.block_store_fake import MemoryBlocks
+from pipeline.adapters.rocks_fake import MemoryTable
 from pipeline.block import RULES, Intent, Position, Verdict, unpack_sighting
+from pipeline.fail_points import EXPIRY_POINTS
 from pipeline.inbox import Inbox, Range
-from pipeline.ports import CommitAnswer, Landed
+from pipeline.ports import CommitAnswer, Landed, Marker
 from pipeline.session import Session, SessionOver, encode_metadata
 from pipeline.stages import build, dedup
 from pipeline.stages.sink import Block
@@ -62,10 +64,14 @@ def test_the_runs_meet_what_they_are_for() -> None:
     assert sum(world.killed for world in worlds) > 40
     assert sum(world.repaired for world in worlds) > 5
     assert max(world.coordinator.generation for world in worlds) > 8
+    assert set(EXPIRY_POINTS) <= passed
+    assert sum(world.trimmed for world in worlds) > 20
+    assert sum(world.recalled for world in worlds) > 50
 
 
 # ------------------------------------------------------------------------------------------------ planted bugs
-# Two more, which seldom meet the moment in which they harm, are planted into situations of test_session.py.
+# Three more, which seldom meet the moment in which they harm, are planted into situations of test_session.py and
+# test_expiry.py.
 
 
 def _acts_before_the_intent_is_acknowledged(patch: pytest.MonkeyPatch) -> None:
@@ -172,6 +178,42 @@ def _forgets_the_last_record_of_a_block(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Inbox, "take", skip)
 
 
+def _asks_the_permanent_ids_for_old_timestamps_only(patch: pytest.MonkeyPatch) -> None:
+    find = MemoryBlocks.find
+
+    def old_only(self: MemoryBlocks, partition: int, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        # the world's events bear two months; the later one is within any window of the event's own time
+        newer = {fact.key.to_bytes(16, "little") for _, fact in self.facts("events") if fact.month > 202601}
+        return {key: value for key, value in find(self, partition, keys).items() if key not in newer}
+
+    patch.setattr(MemoryBlocks, "find", old_only)
+
+
+def _expires_beyond_what_is_committed(patch: pytest.MonkeyPatch) -> None:
+    counted_before = MemoryBlocks.counted_before
+
+    def stated_is_enough(self: MemoryBlocks, epoch: int, number: int, offset: int, **options: Any) -> Any:
+        if options.get("appended_before_ms") is None:
+            return counted_before(self, epoch, number, offset)
+        return epoch, 1 << 40
+
+    patch.setattr(MemoryBlocks, "counted_before", stated_is_enough)
+
+
+def _deletes_before_the_filter_has_the_ids(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(MemoryTable, "remember_expired", lambda self, keys: None)
+
+
+def _takes_a_trimmed_changelog_for_whole(patch: pytest.MonkeyPatch) -> None:
+    replay = Session._replay
+
+    async def trusting(self: Session, marker: Marker, end: int, *, whole: bool) -> tuple[tuple[int, int], bool]:
+        reached, _ = await replay(self, marker, end, whole=whole)
+        return max(reached, (0, 1 << 40)), True
+
+    patch.setattr(Session, "_replay", trusting)
+
+
 def _believes_any_changelog(patch: pytest.MonkeyPatch) -> None:
     async def nothing_is_missing(self: Session, reached: Any, change: Any) -> bool:
         return True
@@ -202,6 +244,10 @@ def test_the_wild_runs_find_a_planted_bug(
 @pytest.mark.parametrize(
     "plant",
     [
+        _asks_the_permanent_ids_for_old_timestamps_only,
+        _expires_beyond_what_is_committed,
+        _deletes_before_the_filter_has_the_ids,
+        _takes_a_trimmed_changelog_for_whole,
         _acts_before_the_intent_is_acknowledged,
         _remembers_ids_without_positions,
         _cuts_a_block_anew,

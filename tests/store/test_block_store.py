@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 from store_contents import TARGETS, contents
 
@@ -17,7 +18,7 @@ from pipeline.adapters.gap_store import Gap, GapStore
 from pipeline.block import LogRecord
 from pipeline.catalog import Account, Catalog, Dimension, Feature, encode_account, encode_dimension, encode_feature
 from pipeline.going_on import is_gap
-from pipeline.ports import Epoch, Progress, StoreError
+from pipeline.ports import Border, Epoch, Progress, StoreError
 from pipeline.stages.build import Place, build_block
 from pipeline.stages.mapping import Mapper, Mappers
 from pipeline.stages.sink import MARK_ACCOUNT, Block
@@ -399,19 +400,56 @@ def test_an_insert_past_its_deadline_lands_nowhere(store: Store, blocks: BlockSt
 # ------------------------------------------------------------------------------------------------ the rest
 
 
-def test_first_sightings_come_page_by_page(blocks: BlockStore) -> None:
-    """All ids of the partition and no mark, as the table of first sightings has them, whatever a page holds."""
+def test_ids_come_page_by_page(blocks: BlockStore) -> None:
+    """All ids of the partition and no mark, as keys of the table, whatever a page holds; or those since a border."""
+    one, other = Partition(), Partition(number=1)
+    first, second = one.block(_events(1, 70, 60)), one.block(_events(2, 30, 60))
+    _put(blocks, first, second)
+    _put(blocks, other.block(_events(3, 10, 60)))
+    for most in (1000, 7):
+        for since, expected in ((Border(0, 0), one.seen), (Border(0, second.start), second.sightings)):
+            found: list[bytes] = []
+            while page := blocks.ids(0, found[-1] if found else b"", since, most=most):
+                keys = [page[i : i + 16] for i in range(0, len(page), 16)]
+                assert len(keys) <= most
+                found += keys
+            assert sorted(found) == sorted(expected)
+
+
+def test_ids_are_found_with_their_first_sightings(blocks: BlockStore) -> None:
+    """Exactly as the table had them; unknown ones and those of other partitions are absent."""
     one, other = Partition(), Partition(number=1)
     _put(blocks, one.block(_events(1, 70, 60)), one.block(_events(2, 30, 60)))
     _put(blocks, other.block(_events(3, 10, 60)))
-    for most in (1000, 7):
-        found: dict[bytes, bytes] = {}
-        after = 0
-        while page := blocks.sightings(0, after, most=most):
-            assert len(page) <= most
-            found |= dict(page)
-            after = int.from_bytes(page[-1][0], "little")
-        assert found == one.seen
+    asked = [*one.seen, *other.seen, bytes(15) + b"x"]
+    assert blocks.find(0, asked) == one.seen
+    assert blocks.find(0, asked[:1] * 5_000) == dict(list(one.seen.items())[:1])
+    assert blocks.find(0, []) == {}
+
+
+def test_thousands_of_ids_are_found_at_once(blocks: BlockStore) -> None:
+    """A block that is sent again after a year asks for all of its ids."""
+    partition = Partition()
+    _put(blocks, partition.block(_events(1, 5_000, 60)))
+    assert blocks.find(0, list(partition.seen)) == partition.seen
+
+
+def test_the_last_block_before_a_time_is_told(blocks: BlockStore) -> None:
+    """By append time, among those that end at or before an offset; blocks without lines tell no time."""
+    partition = Partition()
+    built = [
+        msgspec.structs.replace(partition.block(_events(n, 10, 60)), append_ms_max=append_ms)
+        for n, append_ms in enumerate((STATED_MS, STATED_MS + 1000, 0, STATED_MS + 2000))
+    ]
+    for block in built:
+        blocks.write_ledger(block, STATED_MS)
+    ends = [(0, block.end) for block in built]
+    far = built[-1].end + 1
+    assert blocks.counted_before(0, 0, far) == ends[-1]
+    assert blocks.counted_before(0, 0, far, appended_before_ms=built[1].append_ms_max + 1) == ends[1]
+    assert blocks.counted_before(0, 0, far, appended_before_ms=built[1].append_ms_max) == ends[0]
+    assert blocks.counted_before(0, 0, built[0].end, appended_before_ms=FAR_MS) == ends[0]
+    assert blocks.counted_before(0, 0, far, appended_before_ms=built[0].append_ms_max) is None
 
 
 def test_refused_lines_are_kept_with_bytes_and_reason(store: Store, blocks: BlockStore) -> None:

@@ -1,0 +1,166 @@
+"""The filter of expired ids: a Bloom filter on numpy, with its file. The one module that imports numpy.
+
+It answers "may this id have been taken out of the table?" for many ids at once: never no for one that was, yes in less
+than one of a thousand for one that was not. Ids are only ever added. It is made of segments of doubling size, each a
+split-block filter as Parquet's (one block of 32 bytes and one bit in each of its 8 words per id), so that it grows
+without being built anew. Keys are hashes already; their bytes are used as they are.
+
+The file holds all segments and how far they reach, under a checksum; a file that is damaged or missing is an empty
+filter that reaches nowhere, which whoever opens it compares with the table's border.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from struct import Struct as Packing
+from typing import Any, Final
+
+import numpy as np
+import structlog
+import xxhash
+
+from pipeline.ports import Border
+
+BITS_PER_ID: Final = 20
+_FIRST_IDS: Final = 1 << 20
+_WORDS: Final = 8  # of 32 bits in a block
+_SALTS: Final = np.array(
+    [0x47B6137B, 0x44974D91, 0x8824AD5B, 0xA2B7289D, 0x705495C7, 0x2DF1424B, 0x9EFC4947, 0x5C6BFB31], dtype=np.uint32
+)  # odd numbers of Parquet's specification
+_MAGIC: Final = b"tally-expired-1\n"
+_head = Packing("<IQI")
+_part = Packing("<QQ")
+
+log = structlog.get_logger(__name__)
+
+
+class ExpiredIds:
+    """The ids that one partition's table no longer holds. Look-ups and additions from one thread at a time; `save` may
+    run beside look-ups."""
+
+    def __init__(self, path: Path, *, first_ids: int = _FIRST_IDS) -> None:
+        self._path = path
+        self._first_ids = first_ids
+        self._segments: list[_Segment] = []
+        self.reach = Border(0, 0)
+        self._load()
+
+    def __len__(self) -> int:
+        return sum(segment.ids for segment in self._segments)
+
+    def add(self, keys: bytes) -> None:
+        """Adds ids: their keys of 16 bytes, one after the other."""
+        halves = np.frombuffer(keys, dtype="<u8").reshape(-1, 2)
+        while len(halves):
+            if not self._segments or not self._segments[-1].room:
+                self._segments.append(_Segment(self._first_ids << len(self._segments)))
+            room = self._segments[-1].room
+            self._segments[-1].add(halves[:room])
+            halves = halves[room:]
+
+    def among(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Those of the keys that may be of expired ids."""
+        if not self._segments or not keys:
+            return []
+        halves = np.frombuffer(b"".join(keys), dtype="<u8").reshape(-1, 2)
+        masks = _masks(halves)
+        found = np.zeros(len(halves), dtype=bool)
+        for segment in self._segments:
+            found[segment.places_of(halves, masks)] = True
+        return [keys[i] for i in np.flatnonzero(found).tolist()]
+
+    def save(self, reach: Border) -> None:
+        """Makes everything that was added durable: it now reaches up to that border. Blocks. Raises OSError."""
+        parts = [_head.pack(*reach, len(self._segments))]
+        for segment in self._segments:
+            parts += [_part.pack(len(segment.words), segment.ids), segment.words.data]
+        digest = xxhash.xxh3_64()
+        # a name of its own: a session that is over may still be writing when the next one begins
+        number, name = tempfile.mkstemp(prefix=f"{self._path.name}.", dir=self._path.parent)
+        try:
+            with os.fdopen(number, "wb") as file:
+                file.write(_MAGIC)
+                for part in parts:
+                    digest.update(part)
+                    file.write(part)
+                file.write(digest.digest())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, self._path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        _sync_folder(self._path.parent)
+        self.reach = reach
+
+    def _load(self) -> None:
+        for left_over in self._path.parent.glob(f"{self._path.name}.*"):
+            left_over.unlink(missing_ok=True)
+        try:
+            found = self._path.read_bytes()
+        except FileNotFoundError:
+            return
+        body = memoryview(found)[len(_MAGIC) : -8]
+        if not found.startswith(_MAGIC) or xxhash.xxh3_64_digest(body) != found[-8:]:
+            log.warning("expired_ids_damaged", path=str(self._path), then="filled anew from the store")
+            return
+        epoch, end, count = _head.unpack_from(body)
+        at = _head.size
+        for _ in range(count):
+            blocks, ids = _part.unpack_from(body, at)
+            at += _part.size
+            size = blocks * _WORDS * 4
+            words = np.frombuffer(body[at : at + size], dtype=np.uint32).reshape(-1, _WORDS).copy()
+            self._segments.append(_Segment.of(words, ids))
+            at += size
+        self.reach = Border(epoch, end)
+
+
+class _Segment:
+    """A filter for a number of ids that was settled when it was made."""
+
+    __slots__ = ("ids", "words")
+
+    def __init__(self, ids_max: int) -> None:
+        self.words: Any = np.zeros((max(1, ids_max * BITS_PER_ID // (_WORDS * 32)), _WORDS), dtype=np.uint32)
+        self.ids = 0
+
+    @classmethod
+    def of(cls, words: Any, ids: int) -> "_Segment":
+        made = cls(0)
+        made.words, made.ids = words, ids
+        return made
+
+    @property
+    def room(self) -> int:
+        """How many more ids it takes."""
+        return max(0, len(self.words) * _WORDS * 32 // BITS_PER_ID - self.ids)
+
+    def add(self, halves: Any) -> None:
+        np.bitwise_or.at(self.words, self._blocks(halves), _masks(halves))
+        self.ids += len(halves)
+
+    def places_of(self, halves: Any, masks: Any) -> Any:
+        """Where in the list those lie that are held: by the first word, then the few that are left by all of them."""
+        blocks = self._blocks(halves)
+        left = np.flatnonzero(self.words[blocks, 0] & masks[:, 0])
+        wanted = masks[left]
+        return left[((self.words[blocks[left]] & wanted) == wanted).all(axis=1)]
+
+    def _blocks(self, halves: Any) -> Any:
+        return ((halves[:, 1] >> np.uint64(32)) * np.uint64(len(self.words)) >> np.uint64(32)).astype(np.int64)
+
+
+def _masks(halves: Any) -> Any:
+    """One bit for each word of a block."""
+    bits = (halves[:, 0] >> np.uint64(32)).astype(np.uint32)[:, None] * _SALTS >> np.uint32(27)
+    return np.uint32(1) << bits
+
+
+def _sync_folder(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
