@@ -17,7 +17,7 @@ from pipeline.adapters.clickhouse import Store
 hypothesis.settings.register_profile("without_deadline", deadline=None)
 hypothesis.settings.load_profile("without_deadline")
 
-_SHORT_LEASE = {"TALLY_LEASE_S": "12", "TALLY_DEADLINE_S": "16", "TALLY_CLOCK_SKEW_MAX_S": "1"}
+_SHORT_LEASE = {"TALLY_LEASE_S": "12", "TALLY_DEADLINE_S": "24", "TALLY_CLOCK_SKEW_MAX_S": "1"}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -120,7 +120,7 @@ class Place:
             found = self.ready()["reasons"]
             return " ".join(found) if len([told for told in found if "is stopped" in told]) == PARTITIONS else ""
 
-        return until(reasons, seconds=120, why="all partitions are stopped")
+        return until(reasons, seconds=240, why="all partitions are stopped")
 
     def send(self, name: str, number: int) -> None:
         """That many events with ids of their own."""
@@ -139,7 +139,7 @@ class Place:
 
     def until_counted(self, name: str, number: int) -> None:
         """Waits for them."""
-        until(lambda: self.counted(name) == number, seconds=120, why=f"{number} events of {name} are counted")
+        until(lambda: self.counted(name) == number, seconds=240, why=f"{number} events of {name} are counted")
 
     def until_idle(self) -> None:
         """Waits until all offsets are committed, so that nothing is under way."""
@@ -148,7 +148,7 @@ class Place:
             found = self.json("offsets", "show")
             return all(p["lag"] == 0 and p["intent"] is None for p in found)
 
-        until(idle, seconds=120, why="nothing is under way")
+        until(idle, seconds=240, why="nothing is under way")
 
     def delete_log(self) -> None:
         """What a retention that is too short does."""

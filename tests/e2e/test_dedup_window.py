@@ -45,7 +45,7 @@ def _metric(stack: RunningStack, name: str) -> float:
 
 def _send(stack: RunningStack, tenant: Tenant, lines: str) -> None:
     stack.tally("send", "-", "--account", tenant.account, stdin=lines)
-    counted(stack, tenant, seconds=150)
+    counted(stack, tenant, seconds=300)
 
 
 def _events(stack: RunningStack, tenant: Tenant) -> int:
@@ -65,7 +65,7 @@ def test_ids_sent_again_after_the_window_count_once_also_on_a_new_disk(short_sta
         return _metric(stack, "tally_dedup_expired_ids") >= before + 2 * _EVENTS
 
     until(expired, seconds=240, why="the first ids are expired")
-    counted(stack, tenant, seconds=150)
+    counted(stack, tenant, seconds=300)
     distinct = _events(stack, tenant)
     assert distinct == _EVENTS * (1 + next(rounds))
     recalled = _metric(stack, "tally_recalled_total")

@@ -11,7 +11,7 @@ from running_stack import RunningStack, Tenant
 _T = TypeVar("_T")
 
 
-def until(condition: Callable[[], _T], *, seconds: float = 90.0, why: str) -> _T:
+def until(condition: Callable[[], _T], *, seconds: float = 180.0, why: str) -> _T:
     """What `condition` gives once it is true; fails with `why` when that takes too long."""
     end = time.monotonic() + seconds
     while not (found := condition()):
@@ -20,7 +20,7 @@ def until(condition: Callable[[], _T], *, seconds: float = 90.0, why: str) -> _T
     return found
 
 
-def counted(stack: RunningStack, tenant: Tenant, *, seconds: float = 90.0) -> None:
+def counted(stack: RunningStack, tenant: Tenant, *, seconds: float = 300.0) -> None:
     """Returns once every event that was acknowledged before this call is counted."""
     sent = datetime.now(UTC) + timedelta(milliseconds=5)
 
