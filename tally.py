@@ -61,11 +61,11 @@ from pipeline.adapters.kafka_admin import (
     members,
     topic_id,
 )
-from pipeline.app import configure_logs
 from pipeline.block import Place
 from pipeline.catalog_file import Change, apply_file, plan, read_catalog_file, render_plan
 from pipeline.catalog_service import CatalogService
 from pipeline.event import EventError
+from pipeline.logs import configure_logs
 from pipeline.metrics import AuditMetrics
 from pipeline.migrate import MigrationError, migrate, pending
 from pipeline.offsets import STOPPED, Offsets, OffsetsRefused, render_offsets

@@ -102,13 +102,13 @@ def gather(buffer: _Bytes, starts: _Ints, lengths: _Ints) -> tuple[npt.NDArray[n
     offsets = np.zeros(len(starts) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     pieces = np.empty(int(offsets[-1]), np.uint8)
-    _gather(buffer, starts, lengths, pieces)
+    _gather(buffer, np.ascontiguousarray(starts), lengths, pieces)
     return offsets.astype(np.int32), pieces
 
 
 def same(buffer: _Bytes, one: _Ints, other: _Ints) -> bool:
     """Whether the pieces of `one` (start, length; start -1 for none) read like those of `other`, row by row."""
-    return bool(_same(buffer, one, other))
+    return bool(_same(buffer, np.ascontiguousarray(one), np.ascontiguousarray(other)))
 
 
 # ------------------------------------------------------------------------------------------------ hashing
