@@ -47,7 +47,6 @@ from pipeline.ports import (
     TableClosed,
 )
 from pipeline.stages.build import RULE_SETS, RuleSet, UnknownRules, finish_block, open_keys, read_records
-from pipeline.stages.columnar import Columns
 from pipeline.stages.decode import catalog_stamp
 from pipeline.stages.mapping import Mapper
 from pipeline.stages.sink import Block
@@ -451,7 +450,7 @@ class Session:
         mapper = self._out.catalog.mapper(version)
         started = time.monotonic()
 
-        def read() -> tuple[list[Line] | Columns, dict[bytes, bytes], list[bytes]]:
+        def read() -> tuple[Any, dict[bytes, bytes], list[bytes]]:
             lines = read_records(
                 self._place,
                 taken.records,

@@ -1,17 +1,19 @@
 """Build: the stages in their order, from the records of a range to a block. Pure."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from pipeline.block import RULES, Line, LogRecord, Place
 from pipeline.stages import dedup
-from pipeline.stages.columnar import Columns, finish_columns
 from pipeline.stages.decode import decode_records
 from pipeline.stages.dedup import Lookup, identify, judge
 from pipeline.stages.mapping import Mapper
 from pipeline.stages.sink import Block, make_block
+
+if TYPE_CHECKING:
+    from pipeline.stages.columnar import Columns
 
 #: From so many bytes on, columns are faster than lines; the block is the same.
 COLUMNAR_BYTES: Final = 32 * 1024
@@ -19,6 +21,13 @@ COLUMNAR_BYTES: Final = 32 * 1024
 
 class UnknownRules(Exception):  # noqa: N818 - says what is the matter
     """The block was stated under rules that this version does not know."""
+
+
+def in_columns(place: Place, records: Sequence[LogRecord], mapper: Mapper) -> "Columns":
+    """The lines of these records, in columns."""
+    from pipeline.stages.columnar import Columns  # noqa: PLC0415 - the compiler behind it takes a second to load
+
+    return Columns(place, records, mapper)
 
 
 class RuleSet(msgspec.Struct, frozen=True):
@@ -30,7 +39,7 @@ class RuleSet(msgspec.Struct, frozen=True):
     identify: Callable[..., None] = identify
     judge: Callable[..., dict[bytes, bytes]] = judge
     make: Callable[..., Block] = make_block
-    columns: Callable[..., Columns] | None = Columns
+    columns: Callable[..., Any] | None = in_columns
 
 
 #: All versions that this worker can build blocks under; new blocks are begun under the newest. An upgrade that changes
@@ -71,17 +80,18 @@ def read_records(
     mapper: Mapper,
     rules: int = RULES,
     rule_sets: Mapping[int, RuleSet] = RULE_SETS,
-) -> list[Line] | Columns:
+) -> "list[Line] | Columns":
     """The same, in columns where the block is large. Raises UnknownRules."""
     columns = _stages(place, start, end, rules, rule_sets).columns
     if columns is not None and sum([len(record.value or b"") for record in records]) >= COLUMNAR_BYTES:
-        return columns(place, records, mapper)
+        read: Columns = columns(place, records, mapper)
+        return read
     return read_lines(place, records, start=start, end=end, mapper=mapper, rules=rules, rule_sets=rule_sets)
 
 
-def open_keys(lines: Sequence[Line] | Columns) -> list[bytes]:
+def open_keys(lines: "list[Line] | Columns") -> list[bytes]:
     """The table's keys of the lines whose verdict is still open, in their order."""
-    return lines.open_keys() if isinstance(lines, Columns) else dedup.open_keys(lines)
+    return dedup.open_keys(lines) if isinstance(lines, list) else lines.open_keys()
 
 
 def _stages(place: Place, start: int, end: int, rules: int, rule_sets: Mapping[int, RuleSet]) -> RuleSet:
@@ -98,7 +108,7 @@ def _stages(place: Place, start: int, end: int, rules: int, rule_sets: Mapping[i
 
 def finish_block(
     place: Place,
-    lines: Sequence[Line] | Columns,
+    lines: "list[Line] | Columns",
     *,
     start: int,
     end: int,
@@ -110,9 +120,9 @@ def finish_block(
 ) -> Block:
     """The block of the lines that `read_lines` or `read_records` gave under the same rules; it fills them in. `lookup`
     tells the first sightings of ids, and may block."""
-    if isinstance(lines, Columns):
-        return finish_columns(
-            lines, start=start, end=end, mapper=mapper, catalog_version=catalog_version, lookup=lookup, rules=rules
+    if not isinstance(lines, list):
+        return lines.finish(
+            start=start, end=end, mapper=mapper, catalog_version=catalog_version, lookup=lookup, rules=rules
         )
     stages = rule_sets[rules]
     sightings = stages.judge(lines, epoch=place.epoch, lookup=lookup)

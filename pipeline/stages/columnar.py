@@ -82,56 +82,6 @@ _SIGN: Final = 1 << 127
 _WHOLE: Final = 1 << 128
 
 
-def finish_columns(
-    lines: "Columns",
-    *,
-    start: int,
-    end: int,
-    mapper: Mapper,
-    catalog_version: int,
-    lookup: Lookup,
-    rules: int,
-) -> Block:
-    """The block [start, end) of these lines; see `pipeline.stages.build.finish_block`."""
-    place = lines.place
-    sightings = lines.judge(lookup)
-    verdicts = lines.verdicts.tobytes()
-    accepted = np.flatnonzero(lines.verdicts == Verdict.ACCEPTED)
-    months = _months(lines, accepted)
-    rows = None
-    if len(accepted):
-        columns = _columns(lines, accepted, mapper, place, start, catalog_version)
-        batch = pa.RecordBatch.from_arrays([columns[name] for name in COLUMNS], names=list(COLUMNS))
-        append_max = int(lines.append_ms[accepted].max())
-        tail = marks(
-            place,
-            [entry.month for entry in months],
-            start=start,
-            catalog_version=catalog_version,
-            append_ms=append_max,
-        )
-        rows = pa.Table.from_batches([batch, tail]).combine_chunks().to_batches()[0]
-    return Block(
-        topic=place.topic,
-        epoch=place.epoch,
-        partition=place.partition,
-        start=start,
-        end=end,
-        counts=counts_of(verdicts),
-        crc=checksum(verdicts, rows),
-        catalog_version=catalog_version,
-        rules=rules,
-        append_ms_max=int(lines.append_ms.max(initial=0)),
-        months=months,
-        rows=rows,
-        sightings=sightings,
-        rejects=tuple(lines.lines_of(Verdict.REJECTED, Verdict.CONFLICT)),
-        repeats=_repeats(lines, start),
-        forwards=tuple(lines.lines_of(Verdict.REROUTED)),
-        bytes=int((lines.ends - lines.starts).sum()),
-    )
-
-
 def warm_up() -> None:
     """Compiles what is compiled, or loads it from the cache of an earlier process; blocks, for some seconds the first
     time. Called before a worker joins its group, so that no block waits for it."""
@@ -145,8 +95,7 @@ def warm_up() -> None:
         catalog.apply(offset, key, value)
     line = b'{"clientId":"c","timestamp":"1970-01-01T00:00:00Z","eventName":"e","data":{"d":"x","n":1}}'
     mapper = Mappers(catalog).at(catalog.version)
-    finish_columns(
-        Columns(Place("", 0, 0, 1, "a", 0), [LogRecord(0, 0, line, ())], mapper),
+    Columns(Place("", 0, 0, 1, "a", 0), [LogRecord(0, 0, line, ())], mapper).finish(
         start=0,
         end=1,
         mapper=mapper,
@@ -341,6 +290,55 @@ class Columns:
         """The keys of these lines, one after the other."""
         keys = self.keys
         return b"".join(keys if len(rows) == len(keys) else [keys[row] for row in rows.tolist()])
+
+    def finish(
+        self,
+        *,
+        start: int,
+        end: int,
+        mapper: Mapper,
+        catalog_version: int,
+        lookup: Lookup,
+        rules: int,
+    ) -> Block:
+        """The block [start, end) of these lines; see `pipeline.stages.build.finish_block`."""
+        place = self.place
+        sightings = self.judge(lookup)
+        verdicts = self.verdicts.tobytes()
+        accepted = np.flatnonzero(self.verdicts == Verdict.ACCEPTED)
+        months = _months(self, accepted)
+        rows = None
+        if len(accepted):
+            columns = _columns(self, accepted, mapper, place, start, catalog_version)
+            batch = pa.RecordBatch.from_arrays([columns[name] for name in COLUMNS], names=list(COLUMNS))
+            append_max = int(self.append_ms[accepted].max())
+            tail = marks(
+                place,
+                [entry.month for entry in months],
+                start=start,
+                catalog_version=catalog_version,
+                append_ms=append_max,
+            )
+            rows = pa.Table.from_batches([batch, tail]).combine_chunks().to_batches()[0]
+        return Block(
+            topic=place.topic,
+            epoch=place.epoch,
+            partition=place.partition,
+            start=start,
+            end=end,
+            counts=counts_of(verdicts),
+            crc=checksum(verdicts, rows),
+            catalog_version=catalog_version,
+            rules=rules,
+            append_ms_max=int(self.append_ms.max(initial=0)),
+            months=months,
+            rows=rows,
+            sightings=sightings,
+            rejects=tuple(self.lines_of(Verdict.REJECTED, Verdict.CONFLICT)),
+            repeats=_repeats(self, start),
+            forwards=tuple(self.lines_of(Verdict.REROUTED)),
+            bytes=int((self.ends - self.starts).sum()),
+        )
 
     def raw(self, row: int) -> bytes:
         """The line as it came."""

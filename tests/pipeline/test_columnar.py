@@ -26,7 +26,7 @@ from pipeline.event import content_hash, decode_event, id_hash, parse_timestamp
 from pipeline.stages import columnar
 from pipeline.stages import scan as scanner
 from pipeline.stages.build import RuleSet, build_block
-from pipeline.stages.columnar import Columns, finish_columns
+from pipeline.stages.columnar import Columns
 from pipeline.stages.mapping import Mapper, Mappers
 from pipeline.stages.scan import scan, split
 from pipeline.stages.sink import Block
@@ -84,7 +84,7 @@ def _both(
         "rules": RULES,
     }
     by_line = build_block(place, records, **common, rule_sets={RULES: RuleSet(columns=None)})
-    return by_line, finish_columns(Columns(place, records, _MAPPER), **common)
+    return by_line, Columns(place, records, _MAPPER).finish(**common)
 
 
 def _same(lines: Block, columns: Block) -> None:
