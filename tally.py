@@ -61,17 +61,17 @@ from pipeline.adapters.kafka_admin import (
     members,
     topic_id,
 )
-from pipeline.app import configure_logs
+from pipeline.block import Place
 from pipeline.catalog_file import Change, apply_file, plan, read_catalog_file, render_plan
 from pipeline.catalog_service import CatalogService
 from pipeline.event import EventError
+from pipeline.logs import configure_logs
 from pipeline.metrics import AuditMetrics
 from pipeline.migrate import MigrationError, migrate, pending
 from pipeline.offsets import STOPPED, Offsets, OffsetsRefused, render_offsets
 from pipeline.ports import CatalogUnavailable, LogUnavailable, StoreError, StoreUnavailable
 from pipeline.reject import RejectedLine, RejectPosition, ReplayNote, parse_position
 from pipeline.settings import Settings
-from pipeline.stages.build import Place
 from pipeline.stages.mapping import Mappers
 from pipeline.transaction_id import new_transaction_id
 from producers.api import Services, build_app

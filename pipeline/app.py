@@ -4,14 +4,12 @@ An agent takes batches from the consumer to the sessions; a table keeps the firs
 worker is. What a block is and when it counts is in `pipeline.session`.
 """
 
-import logging
-import sys
 from typing import Any
 
-import structlog
 from faust.web import Request, Response, View
 
 from pipeline.adapters.faust_bridge import App
+from pipeline.logs import configure_logs
 from pipeline.settings import Settings
 from pipeline.worker import Worker
 
@@ -66,23 +64,6 @@ def create_app(settings: Settings) -> TallyApp:
         return web.bytes(app.worker.metrics.text(), content_type="text/plain; version=0.0.4")
 
     return app
-
-
-def configure_logs(settings: Settings) -> None:
-    """Logs go to standard error, as text or one JSON object a line."""
-    renderer: Any = structlog.processors.JSONRenderer() if settings.log_json else structlog.dev.ConsoleRenderer()
-    level = getattr(logging, settings.log_level.upper())
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 def __getattr__(name: str) -> TallyApp:

@@ -39,6 +39,17 @@ class Position(NamedTuple):
     line: int
 
 
+class Place(msgspec.Struct, frozen=True):
+    """The partition whose blocks are built, and what the verdicts depend on besides the log."""
+
+    topic: str
+    epoch: int
+    partition: int
+    partitions: int
+    default_account: str
+    ahead_max_us: int
+
+
 class Sighting(NamedTuple):
     """The first sighting of an id: its position, 40 bits of its content hash, and append time in seconds."""
 

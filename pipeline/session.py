@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn, Protocol, TypeVar
 import msgspec
 import structlog
 
-from pipeline.block import KEY_BYTES, Committed, Intent, Line, decode_metadata, encode_metadata
+from pipeline.block import KEY_BYTES, Committed, Intent, Line, Place, decode_metadata, encode_metadata
 from pipeline.changelog import Change, pack_changes, reach_of, unpack_change
 from pipeline.going_on import LedgerAhead, Lost, StoreBehind, going_on, is_gap, out_of_log, store_behind
 from pipeline.inbox import Inbox, Range
@@ -46,9 +46,8 @@ from pipeline.ports import (
     Table,
     TableClosed,
 )
-from pipeline.stages.build import RULE_SETS, Place, RuleSet, UnknownRules, finish_block, read_lines
+from pipeline.stages.build import RULE_SETS, RuleSet, UnknownRules, finish_block, open_keys, read_records
 from pipeline.stages.decode import catalog_stamp
-from pipeline.stages.dedup import open_keys
 from pipeline.stages.mapping import Mapper
 from pipeline.stages.sink import Block
 from pipeline.tidying import Tidier
@@ -451,8 +450,8 @@ class Session:
         mapper = self._out.catalog.mapper(version)
         started = time.monotonic()
 
-        def read() -> tuple[list[Line], dict[bytes, bytes], list[bytes]]:
-            lines = read_lines(
+        def read() -> tuple[Any, dict[bytes, bytes], list[bytes]]:
+            lines = read_records(
                 self._place,
                 taken.records,
                 start=taken.start,

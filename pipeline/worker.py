@@ -29,6 +29,7 @@ from pipeline.adapters.kafka_admin import (
     check_topics,
     topic_life,
 )
+from pipeline.block import Place
 from pipeline.catalog_mirror import CatalogMirror
 from pipeline.fail_points import fail_points
 from pipeline.metrics import WorkerMetrics
@@ -36,7 +37,7 @@ from pipeline.migrate import MigrationError, pending
 from pipeline.ports import Batch, CatalogUnavailable, LogUnavailable, Member, Progress, StoreError, StoreUnavailable
 from pipeline.session import Limits, Outside, Session, Standing
 from pipeline.settings import Settings
-from pipeline.stages.build import Place
+from pipeline.stages.columnar import warm_up
 from pipeline.stages.mapping import Mapper, Mappers
 
 _PROGRESS_EVERY_S: Final = 1.0
@@ -122,6 +123,7 @@ class Worker:
     async def start(self) -> None:
         """Checks the preconditions and connects. Raises TopicMismatch, MigrationError, ClockSkew; waits while Kafka or
         the store is away."""
+        await asyncio.get_running_loop().run_in_executor(self._cpu, warm_up)
         await self._until_there(partial(check_topics, self._settings), BrokerUnavailable)
         self._life = await self._until_there(self._look_at_topic, BrokerUnavailable)
         await self._until_there(self._check_clock, StoreUnavailable, StoreError)

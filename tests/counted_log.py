@@ -13,10 +13,10 @@ from typing import Any
 
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.clickhouse import Store
-from pipeline.block import LogRecord
+from pipeline.block import LogRecord, Place
 from pipeline.catalog import Account, Catalog, Dimension, Feature, encode_account, encode_dimension, encode_feature
 from pipeline.ports import Header, Progress, Record
-from pipeline.stages.build import Place, build_block
+from pipeline.stages.build import build_block
 from pipeline.stages.mapping import Mappers
 from pipeline.stages.sink import Block
 

@@ -1,11 +1,12 @@
 """Decode: records of the events topic become lines, each an event or a refusal with its reasons. Pure."""
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from pipeline.block import Line, LogRecord
 from pipeline.event import EventError, FieldError, decode_event
 
-_LINES_MAX = 1 << 24  # a line's number has 24 bits in the table of first sightings
+LINES_MAX: Final = 1 << 24  # a line's number has 24 bits in the table of first sightings
 
 
 def decode_records(records: Iterable[LogRecord], *, default_account: str, ahead_max_us: int) -> Iterator[Line]:
@@ -13,7 +14,7 @@ def decode_records(records: Iterable[LogRecord], *, default_account: str, ahead_
     any line is one refused line, so that nothing vanishes."""
     for record in records:
         headers = dict(record.headers)
-        account, fault = _account(headers.get("account"), default_account)
+        account, fault = account_of(headers.get("account"), default_account)
         defaulted = headers.get("defaulted") == b"timestamp"
         found = False
         for number, raw in enumerate((record.value or b"").split(b"\n")):
@@ -32,8 +33,17 @@ def decode_records(records: Iterable[LogRecord], *, default_account: str, ahead_
             _decode(line, fault, ahead_max_us)
             yield line
         if not found:
-            empty = FieldError("", "syntax", "the record is empty; an event is one line of JSON")
-            yield Line(record.offset, 0, record.append_ms, account, b"", errors=(empty,), headers=record.headers)
+            empty = (empty_record(),)
+            yield Line(
+                record.offset,
+                0,
+                record.append_ms,
+                account,
+                b"",
+                errors=empty,
+                headers=record.headers,
+                defaulted=defaulted,
+            )
 
 
 def catalog_stamp(records: Iterable[LogRecord]) -> int:
@@ -51,7 +61,7 @@ def _decode(line: Line, fault: FieldError | None, ahead_max_us: int) -> None:
     if fault is not None:
         line.errors = (fault,)
         return
-    if line.line >= _LINES_MAX:
+    if line.line >= LINES_MAX:
         line.errors = (FieldError("", "too_large", "the record has too many lines"),)
         return
     try:
@@ -60,7 +70,13 @@ def _decode(line: Line, fault: FieldError | None, ahead_max_us: int) -> None:
         line.errors = error.errors
 
 
-def _account(header: bytes | None, default_account: str) -> tuple[str, FieldError | None]:
+def empty_record() -> FieldError:
+    """Why a record without any line is refused."""
+    return FieldError("", "syntax", "the record is empty; an event is one line of JSON")
+
+
+def account_of(header: bytes | None, default_account: str) -> tuple[str, FieldError | None]:
+    """The account that a record's header names, or why it names none."""
     if header is None:
         return default_account, None
     try:

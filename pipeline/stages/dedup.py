@@ -29,8 +29,7 @@ def identify(
         if event is None:
             continue
         if not known_account(line.account):
-            message = f"account {line.account!r} does not exist; create it, or send with an account that does"
-            line.errors = (FieldError("account", "unknown_account", message),)
+            line.errors = (unknown_account(line.account),)
             line.event = None
             continue
         if event.transaction_id is None:
@@ -70,6 +69,17 @@ def judge(lines: Sequence[Line], *, epoch: int, lookup: Lookup) -> dict[bytes, b
             line.verdict = Verdict.DUPLICATE
         else:
             line.verdict = Verdict.CONFLICT
-            message = f"transactionId was used before with other content, at offset {first.position.offset}"
-            line.errors = (FieldError("transactionId", "conflict", message),)
+            line.errors = (conflict_with(first),)
     return added
+
+
+def unknown_account(account: str) -> FieldError:
+    """Why a line of an account that does not exist is refused."""
+    message = f"account {account!r} does not exist; create it, or send with an account that does"
+    return FieldError("account", "unknown_account", message)
+
+
+def conflict_with(first: Sighting) -> FieldError:
+    """Why a line is not counted whose id stands for other content."""
+    message = f"transactionId was used before with other content, at offset {first.position.offset}"
+    return FieldError("transactionId", "conflict", message)

@@ -14,7 +14,7 @@ Paths. A key of the data's top level that equals the whole path wins over the ne
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Any, Final
 
@@ -67,6 +67,21 @@ class Mapper:
         route = rules.route(event_name, feature_id)
         return route is not None and route.needs_data
 
+    def wanted(self, accounts: Iterable[str]) -> tuple[str, ...]:
+        """Keys of the data's top level that the answers for these accounts' events may need."""
+        found = [self._accounts[name].keys for name in accounts if name in self._accounts]
+        return tuple(sorted(frozenset().union(*found)))
+
+    def route(self, account: str, event_name: str | None, feature_id: str | None) -> "Route | None":
+        """What such events lead to over time."""
+        rules = self._accounts.get(account)
+        return None if rules is None else rules.route(event_name, feature_id)
+
+    def dimension_timeline(self, account: str) -> "DimensionTimeline | None":
+        """The account's dimensions over time."""
+        rules = self._accounts.get(account)
+        return None if rules is None else rules.dimensions
+
     def meters(  # noqa: PLR0917 - called per event; keywords cost time
         self,
         account: str,
@@ -88,7 +103,7 @@ class Mapper:
             return choice.constant
         if choice.plain is not None:
             return tuple([Meter(feature, rev, value) for feature, rev in choice.plain])
-        found = [_measure(rule, value, data) for rule in choice.rules]
+        found = [measure(rule, value, data) for rule in choice.rules]
         return tuple([meter for meter in found if meter is not None])
 
     def dimensions(self, account: str, timestamp_us: int, data: dict[str, Any] | None) -> tuple[DimensionValue, ...]:
@@ -198,7 +213,7 @@ def _rounded(number: Decimal) -> Decimal | None:
     return rounded if -_WHOLE_LIMIT < rounded < _WHOLE_LIMIT else None
 
 
-class _Path:
+class Path:
     """A dotted path into the data."""
 
     __slots__ = ("key", "steps")
@@ -228,7 +243,7 @@ class _Condition:
     __slots__ = ("flags", "numbers", "path", "texts")
 
     def __init__(self, path: str, allowed: tuple[str | int | bool, ...]) -> None:
-        self.path = _Path(path)
+        self.path = Path(path)
         self.texts = frozenset(a for a in allowed if type(a) is str)
         self.flags = frozenset(a for a in allowed if type(a) is bool)
         self.numbers = frozenset(a for a in allowed if type(a) is int)
@@ -243,7 +258,7 @@ class _Condition:
         return (kind is int or kind is Decimal) and given in self.numbers
 
 
-class _Rule:
+class Rule:
     """One revision of a feature, ready to measure with."""
 
     __slots__ = ("conditions", "constant", "feature", "needs_data", "rev", "unique", "value")
@@ -253,22 +268,23 @@ class _Rule:
         self.rev = feature.rev
         self.conditions = tuple(_Condition(path, allowed) for path, allowed in sorted(feature.filter.items()))
         takes_value = feature.aggregation not in ("count", "unique")
-        self.value = _Path(feature.value_key) if takes_value and feature.value_key is not None else None
-        self.unique = _Path(feature.unique_key or "") if feature.aggregation == "unique" else None
+        self.value = Path(feature.value_key) if takes_value and feature.value_key is not None else None
+        self.unique = Path(feature.unique_key or "") if feature.aggregation == "unique" else None
         self.constant = Meter(feature.id, feature.rev, ONE) if feature.aggregation == "count" else None
         self.needs_data = bool(self.conditions or self.value or self.unique)
 
 
 # name, rev, whether it is text, and the path where the name is one: a tuple, since it is unpacked per event
-_DimensionRule = tuple[str, int, bool, _Path | None]
+_DimensionRule = tuple[str, int, bool, Path | None]
 
 
 def _dimension_rule(dimension: Dimension) -> _DimensionRule:
-    path = _Path(dimension.key) if "." in dimension.key else None
+    path = Path(dimension.key) if "." in dimension.key else None
     return dimension.key, dimension.rev, dimension.type == "string", path
 
 
-def _measure(rule: _Rule, value: Decimal, data: dict[str, Any] | None) -> Meter | None:
+def measure(rule: Rule, value: Decimal, data: dict[str, Any] | None) -> Meter | None:
+    """What an event with this value and data adds under the rule."""
     if rule.needs_data:
         if data is None:
             return None
@@ -291,7 +307,7 @@ class _Choice:
 
     __slots__ = ("constant", "plain", "rules")
 
-    def __init__(self, rules: tuple[_Rule, ...]) -> None:
+    def __init__(self, rules: tuple[Rule, ...]) -> None:
         self.rules = rules
         self.constant: tuple[Meter, ...] | None = None
         self.plain: tuple[tuple[str, int], ...] | None = None
@@ -319,24 +335,24 @@ class _Timeline:
         return self.held[index - 1] if index else None
 
 
-class _Route:
+class Route:
     """What one event name, or one feature id, leads to over time."""
 
-    __slots__ = ("_event_name", "_made", "_rules", "_starts", "_timelines", "latest", "latest_from_us", "needs_data")
+    __slots__ = ("_event_name", "_made", "_rules", "_timelines", "latest", "latest_from_us", "needs_data", "starts")
 
-    def __init__(self, event_name: str | None, timelines: list[_Timeline], rules: dict[int, _Rule]) -> None:
+    def __init__(self, event_name: str | None, timelines: list[_Timeline], rules: dict[int, Rule]) -> None:
         self._event_name = event_name
         self._timelines = timelines
         self._rules = rules
-        self._starts = sorted({start for timeline in timelines for start in timeline.starts})
+        self.starts = sorted({start for timeline in timelines for start in timeline.starts})
         self._made: dict[int, _Choice] = {}
-        self.latest_from_us = self._starts[-1]
+        self.latest_from_us = self.starts[-1]
         self.latest = self.choice(self.latest_from_us)
         self.needs_data = any(rules[f.rev].needs_data for t in timelines for f in t.held)
 
     def choice(self, timestamp_us: int) -> _Choice:
         """What holds at an instant; made at most once per stretch between two revisions."""
-        stretch = bisect_right(self._starts, timestamp_us)
+        stretch = bisect_right(self.starts, timestamp_us)
         choice = self._made.get(stretch)
         if choice is None:
             held = (timeline.at(timestamp_us) for timeline in self._timelines)
@@ -348,23 +364,23 @@ class _Route:
         return not feature.archived and (self._event_name is None or self._event_name in feature.event_names)
 
 
-class _DimensionTimeline:
+class DimensionTimeline:
     """The dimensions that hold at an instant."""
 
-    __slots__ = ("_latest", "_latest_from_us", "_made", "_starts", "_timelines")
+    __slots__ = ("_latest", "_latest_from_us", "_made", "_timelines", "starts")
 
     def __init__(self, timelines: list[_Timeline]) -> None:
         self._timelines = timelines
-        self._starts = sorted({start for timeline in timelines for start in timeline.starts})
+        self.starts = sorted({start for timeline in timelines for start in timeline.starts})
         self._made: dict[int, tuple[_DimensionRule, ...]] = {}
-        self._latest_from_us = self._starts[-1]
+        self._latest_from_us = self.starts[-1]
         self._latest = self._choice(self._latest_from_us)
 
     def at(self, timestamp_us: int) -> tuple[_DimensionRule, ...]:
         return self._latest if timestamp_us >= self._latest_from_us else self._choice(timestamp_us)
 
     def _choice(self, timestamp_us: int) -> tuple[_DimensionRule, ...]:
-        stretch = bisect_right(self._starts, timestamp_us)
+        stretch = bisect_right(self.starts, timestamp_us)
         rules = self._made.get(stretch)
         if rules is None:
             held = (timeline.at(timestamp_us) for timeline in self._timelines)
@@ -376,24 +392,27 @@ class _DimensionTimeline:
 class _AccountRules:
     """The mapping of one account at one version."""
 
-    __slots__ = ("by_event", "by_feature", "dimensions", "known", "version")
+    __slots__ = ("by_event", "by_feature", "dimensions", "keys", "known", "version")
 
     def __init__(self, catalog: Catalog, account: str, version: int) -> None:
         self.version = version
         self.known = catalog.account(account, version) is not None
         features = sorted(catalog.features_at(account, version).items())
-        rules = {revision.rev: _Rule(revision) for _, revisions in features for revision in revisions}
+        rules = {revision.rev: Rule(revision) for _, revisions in features for revision in revisions}
         timelines = {name: _Timeline(revisions) for name, revisions in features}
-        self.by_feature = {name: _Route(None, [timeline], rules) for name, timeline in timelines.items()}
+        self.by_feature = {name: Route(None, [timeline], rules) for name, timeline in timelines.items()}
         feeding: dict[str | None, list[_Timeline]] = {}
         for name, revisions in features:
             for event_name in sorted({e for revision in revisions for e in revision.event_names}):
                 feeding.setdefault(event_name, []).append(timelines[name])
-        self.by_event = {name: _Route(name, fed, rules) for name, fed in feeding.items()}
+        self.by_event = {name: Route(name, fed, rules) for name, fed in feeding.items()}
         declared = [_Timeline(revisions) for _, revisions in sorted(catalog.dimensions_at(account, version).items())]
-        self.dimensions = _DimensionTimeline(declared) if declared else None
+        self.dimensions = DimensionTimeline(declared) if declared else None
+        values = [rule.value for rule in rules.values() if rule.value is not None]
+        names = {d.key for timeline in declared for d in timeline.held}
+        self.keys = frozenset({path.key for path in values if not path.steps} | {n for n in names if "." not in n})
 
-    def route(self, event_name: str | None, feature_id: str | None) -> _Route | None:
+    def route(self, event_name: str | None, feature_id: str | None) -> Route | None:
         return self.by_event.get(event_name) if feature_id is None else self.by_feature.get(feature_id)
 
 

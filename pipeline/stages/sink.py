@@ -7,20 +7,53 @@ block has arrived there, their number whether any arrived twice.
 """
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Context, Decimal
-from typing import Final
+from typing import Any, Final
 
 import msgspec
+import numpy as np
 import pyarrow as pa
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64
 
-from pipeline.block import Counts, Intent, Line, Verdict
+from pipeline.block import Counts, Intent, Line, Place, Verdict
 from pipeline.event import Event
 from pipeline.stages.mapping import DimensionValue, Mapper, Meter
 
 MARK_ACCOUNT: Final = ""
+#: The columns of `ingest`, in the order of a block's rows.
+COLUMNS: Final = (
+    "account",
+    "client_id",
+    "entity_id",
+    "timestamp",
+    "append_time",
+    "transaction_id",
+    "id_hash",
+    "event_name",
+    "feature_id",
+    "kind",
+    "target_id",
+    "value",
+    "data",
+    "meters.feature",
+    "meters.rev",
+    "meters.quantity",
+    "meters.distinct_hash",
+    "dims.name",
+    "dims.rev",
+    "dims.text",
+    "dims.number",
+    "dims.is_number",
+    "catalog_version",
+    "epoch",
+    "partition",
+    "offset",
+    "line",
+    "block_start",
+    "content_hash",
+)
 _DECIMAL = pa.decimal128(38, 9)
 _HASH = pa.binary(16)
 _MICROSECONDS = pa.timestamp("us", "UTC")
@@ -87,10 +120,8 @@ def mark_name(topic: str, epoch: int, partition: int) -> str:
 
 def make_block(
     lines: Sequence[Line],
+    place: Place,
     *,
-    topic: str,
-    epoch: int,
-    partition: int,
     start: int,
     end: int,
     mapper: Mapper,
@@ -100,39 +131,59 @@ def make_block(
 ) -> Block:
     """The block of these judged lines."""
     accepted = [line for line in lines if line.verdict == Verdict.ACCEPTED]
-    measured = [_measure(line, mapper) for line in accepted]
+    verdicts = bytes([line.verdict for line in lines])
     months = _months(accepted)
-    counts = _counts(lines)
+    rows = None
+    if accepted:
+        measured = [_measure(line, mapper) for line in accepted]
+        rows = _columns(accepted, measured, months, place, start=start, catalog_version=catalog_version)
     return Block(
-        topic=topic,
-        epoch=epoch,
-        partition=partition,
+        topic=place.topic,
+        epoch=place.epoch,
+        partition=place.partition,
         start=start,
         end=end,
-        counts=counts,
-        crc=_checksum(lines, accepted, measured),
+        counts=counts_of(verdicts),
+        crc=checksum(verdicts, rows),
         catalog_version=catalog_version,
         rules=rules,
         append_ms_max=max((line.append_ms for line in lines), default=0),
         months=months,
-        rows=_columns(
-            accepted,
-            measured,
-            months,
-            topic=topic,
-            epoch=epoch,
-            partition=partition,
-            start=start,
-            catalog_version=catalog_version,
-        )
-        if accepted
-        else None,
+        rows=rows,
         sightings=sightings,
         rejects=tuple(line for line in lines if line.verdict in (Verdict.REJECTED, Verdict.CONFLICT)),
-        repeats=_repeats(lines, topic=topic, epoch=epoch, partition=partition, start=start),
+        repeats=_repeats(lines, place, start),
         forwards=tuple(line for line in lines if line.verdict == Verdict.REROUTED),
         bytes=sum(len(line.raw) for line in lines),
     )
+
+
+def counts_of(verdicts: bytes) -> Counts:
+    """How often each verdict was given."""
+    return Counts(len(verdicts), *[verdicts.count(verdict) for verdict in Verdict])
+
+
+def month_of(timestamp_us: int) -> int:
+    """YYYYMM, in UTC."""
+    moment = datetime.fromtimestamp(timestamp_us // 1_000_000, UTC)
+    return moment.year * 100 + moment.month
+
+
+def checksum(verdicts: bytes, rows: pa.RecordBatch | None) -> int:
+    """64 bits over all verdicts and over what the rows say; over values in Arrow's layout, which its specification
+    fixes, not over a library's serialisation: an upgrade of that library leaves the checksum alone."""
+    digest = xxh3_64(verdicts)
+    if rows is not None:
+        for name in _SUMMED:
+            for part in _values(rows.column(name)):
+                digest.update(part)
+    return digest.intdigest()
+
+
+def marks(place: Place, months: Sequence[int], *, start: int, catalog_version: int, append_ms: int) -> pa.RecordBatch:
+    """The rows that mark a block in each of these months."""
+    entries = [MonthEntry(month, 0, _ZERO, 0) for month in months]
+    return _columns([], [], entries, place, start=start, catalog_version=catalog_version, append_ms=append_ms)
 
 
 # ------------------------------------------------------------------------------------------------ private
@@ -156,18 +207,6 @@ def _event(line: Line) -> Event:
     return line.event
 
 
-def _counts(lines: Sequence[Line]) -> Counts:
-    found = [0] * len(Verdict)
-    for line in lines:
-        found[line.verdict] += 1
-    return Counts(len(lines), *found)
-
-
-def _month(timestamp_us: int) -> int:
-    moment = datetime.fromtimestamp(timestamp_us // 1_000_000, UTC)
-    return moment.year * 100 + moment.month
-
-
 def _months(accepted: Sequence[Line]) -> tuple[MonthEntry, ...]:
     rows: dict[int, int] = {}
     values: dict[int, int] = {}
@@ -178,13 +217,16 @@ def _months(accepted: Sequence[Line]) -> tuple[MonthEntry, ...]:
         day = event.timestamp_us // 86_400_000_000
         month = days.get(day)
         if month is None:
-            month = days[day] = _month(event.timestamp_us)
+            month = days[day] = month_of(event.timestamp_us)
         rows[month] = rows.get(month, 0) + 1
         values[month] = values.get(month, 0) + scaled(event.value)
         hashes[month] = hashes.get(month, 0) + line.key
-    return tuple(
-        MonthEntry(month, rows[month], unscaled(values[month]), hashes[month] % (1 << 128)) for month in sorted(rows)
-    )
+    return month_entries([(month, rows[month], values[month], hashes[month]) for month in sorted(rows)])
+
+
+def month_entries(found: Iterable[tuple[int, int, int, int]]) -> tuple[MonthEntry, ...]:
+    """Entries of month, rows, sum of values in units of 10**-9, and sum of id hashes."""
+    return tuple(MonthEntry(month, rows, unscaled(value), hashes % (1 << 128)) for month, rows, value, hashes in found)
 
 
 def scaled(value: Decimal) -> int:
@@ -198,43 +240,63 @@ def unscaled(units: int) -> Decimal:
     return Decimal((int(units < 0), digits, -9))
 
 
-def _checksum(lines: Sequence[Line], accepted: Sequence[Line], measured: Sequence[_Measured]) -> int:
-    """64 bits over all verdicts and over what the rows say; from values, not from a library's serialisation, so that
-    an upgrade of that library leaves the checksum alone."""
-    parts = [bytes([line.verdict for line in lines])]
-    parts += [line.key.to_bytes(16, "little") for line in accepted]
-    parts.append(array("Q", [line.content for line in accepted]).tobytes())
-    parts.append(array("I", [len(found) for pair in measured for found in pair]).tobytes())
-    parts.append(array("Q", [line.offset << 24 | line.line for line in accepted]).tobytes())
-    parts.append(
-        "\x00".join(
-            [f"{m.feature}\x01{m.rev}\x01{m.quantity}\x01{m.distinct_hash}" for ms, _ in measured for m in ms]
-        ).encode()
-    )
-    dimensions = [f"{d.name}\x01{d.rev}\x01{d.text}\x01{d.number}" for _, ds in measured for d in ds]
-    parts.append("\x00".join(dimensions).encode())
-    return xxh3_64_intdigest(b"\x02".join(parts))
+#: What the checksum covers. Texts and values are covered by the content hash.
+_SUMMED: Final = (
+    "id_hash",
+    "content_hash",
+    "offset",
+    "line",
+    "meters.feature",
+    "meters.rev",
+    "meters.quantity",
+    "meters.distinct_hash",
+    "dims.name",
+    "dims.rev",
+    "dims.text",
+    "dims.number",
+    "dims.is_number",
+)
+
+
+def _values(column: pa.Array) -> Iterator[memoryview]:
+    """The buffers of a column without nulls, cut to what they hold; lists as offsets and values."""
+    if column.offset or column.null_count:
+        raise AssertionError("columns of a block are whole and have no nulls")
+    kind, count = column.type, len(column)
+    if pa.types.is_list(kind):
+        yield memoryview(column.buffers()[1])[: (count + 1) * 4]
+        yield from _values(column.values)
+    elif pa.types.is_string(kind):
+        _, offsets, texts = column.buffers()
+        where = memoryview(offsets)[: (count + 1) * 4]
+        yield where
+        if texts is not None:
+            yield memoryview(texts)[: int.from_bytes(where[-4:], "little")]
+    else:
+        yield memoryview(column.buffers()[1] or b"")[: count * kind.bit_width // 8]
 
 
 def _columns(
     accepted: Sequence[Line],
     measured: Sequence[_Measured],
     months: Sequence[MonthEntry],
+    place: Place,
     *,
-    topic: str,
-    epoch: int,
-    partition: int,
     start: int,
     catalog_version: int,
+    append_ms: int | None = None,
 ) -> pa.RecordBatch:
     """The rows of `ingest` (see sql/), without the deadline, which each try sets anew. Marks come last."""
     events = [_event(line) for line in accepted]
-    name = mark_name(topic, epoch, partition)
+    name = mark_name(place.topic, place.epoch, place.partition)
     marks = len(months)
     first = Decimal(start)
     mark_times = [int(datetime(m.month // 100, m.month % 100, 1, tzinfo=UTC).timestamp()) * 1_000_000 for m in months]
-    append_max = max(line.append_ms for line in accepted)
-    mark_measure: _Measured = ((Meter(name, epoch, first, 1),), (DimensionValue("block", epoch, name, None),))
+    append_max = append_ms if append_ms is not None else max(line.append_ms for line in accepted)
+    mark_measure: _Measured = (
+        (Meter(name, place.epoch, first, 1),),
+        (DimensionValue("block", place.epoch, name, None),),
+    )
     all_measured = [*measured, *([mark_measure] * marks)]
     total = len(events) + marks
 
@@ -280,34 +342,48 @@ def _columns(
             },
         ),
         "catalog_version": number((catalog_version for _ in events), catalog_version, pa.int64()),
-        "epoch": pa.repeat(pa.scalar(epoch, pa.uint32()), total),
-        "partition": pa.repeat(pa.scalar(partition, pa.uint32()), total),
+        "epoch": pa.repeat(pa.scalar(place.epoch, pa.uint32()), total),
+        "partition": pa.repeat(pa.scalar(place.partition, pa.uint32()), total),
         "offset": number((line.offset for line in accepted), start, pa.uint64()),
         "line": number((line.line for line in accepted), _MONTH_LINE, pa.uint32()),
         "block_start": pa.repeat(pa.scalar(start, pa.uint64()), total),
         "content_hash": number((line.content for line in accepted), 0, pa.uint64()),
     }
-    return pa.RecordBatch.from_pydict(columns)
+    return pa.RecordBatch.from_arrays([columns[name] for name in COLUMNS], names=list(COLUMNS))
 
 
-def _repeats(lines: Sequence[Line], *, topic: str, epoch: int, partition: int, start: int) -> pa.RecordBatch | None:
-    """The rows of `repeats`: duplicates and conflicts by position, with the hash of their id. None when there are none.
-    Half of a block may be duplicates, so columns are made from buffers, not from rows."""
+def _repeats(lines: Sequence[Line], place: Place, start: int) -> pa.RecordBatch | None:
     again = [line for line in lines if line.verdict in _AGAIN]
-    if not again:
+    return repeat_rows(
+        place,
+        start,
+        offsets=array("Q", [line.offset for line in again]),
+        numbers=array("I", [line.line for line in again]),
+        keys=b"".join([line.key.to_bytes(16, "little") for line in again]),
+        verdicts=array("b", [line.verdict for line in again]),
+        append_ms=array("q", [line.append_ms for line in again]),
+    )
+
+
+def repeat_rows(
+    place: Place, start: int, *, offsets: Any, numbers: Any, keys: bytes, verdicts: Any, append_ms: Any
+) -> pa.RecordBatch | None:
+    """The rows of `repeats`: duplicates and conflicts by position, with the hash of their id. None when there are none.
+    Half of a block may be duplicates, so columns are made from buffers (arrays of 64, 32, 8 and 64 bits), not from
+    rows."""
+    total = len(offsets)
+    if not total:
         return None
-    total = len(again)
-    ids = pa.py_buffer(b"".join([line.key.to_bytes(16, "little") for line in again]))
     return pa.RecordBatch.from_pydict(
         {
-            "topic": pa.repeat(topic, total),
-            "epoch": pa.repeat(pa.scalar(epoch, pa.uint32()), total),
-            "partition": pa.repeat(pa.scalar(partition, pa.uint32()), total),
-            "offset": pa.array(array("Q", [line.offset for line in again])),
-            "line": pa.array(array("I", [line.line for line in again])),
-            "id_hash": pa.Array.from_buffers(_HASH, total, [None, ids]),
-            "verdict": pa.array(array("b", [line.verdict for line in again])),
-            "append_time": pa.array(array("q", [line.append_ms for line in again])).cast(_MILLISECONDS),
+            "topic": pa.repeat(place.topic, total),
+            "epoch": pa.repeat(pa.scalar(place.epoch, pa.uint32()), total),
+            "partition": pa.repeat(pa.scalar(place.partition, pa.uint32()), total),
+            "offset": pa.array(np.asarray(offsets), pa.uint64()),
+            "line": pa.array(np.asarray(numbers), pa.uint32()),
+            "id_hash": pa.Array.from_buffers(_HASH, total, [None, pa.py_buffer(keys)]),
+            "verdict": pa.array(np.asarray(verdicts), pa.int8()),
+            "append_time": pa.array(np.asarray(append_ms), pa.int64()).cast(_MILLISECONDS),
             "block_start": pa.repeat(pa.scalar(start, pa.uint64()), total),
         }
     )

@@ -13,10 +13,10 @@ from consumers.audit_repair import Repairer
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.kafka import LogRanges, RecordWriter
 from pipeline.adapters.kafka_admin import ensure_topics
+from pipeline.block import Place
 from pipeline.event import id_hash, partition_of
 from pipeline.ports import LogReader
 from pipeline.settings import Settings
-from pipeline.stages.build import Place
 
 NOW = {"mutations_sync": 2}
 

@@ -12,10 +12,10 @@ import pytest
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.block_store_fake import TABLES, MemoryBlocks
 from pipeline.adapters.clickhouse import Store
-from pipeline.block import LogRecord
+from pipeline.block import LogRecord, Place
 from pipeline.catalog import Account, Catalog, Feature, encode_account, encode_feature
 from pipeline.ports import Blocks, Border, Epoch, StoreError
-from pipeline.stages.build import Place, build_block
+from pipeline.stages.build import build_block
 from pipeline.stages.mapping import Mapper, Mappers
 from pipeline.stages.sink import Block
 

@@ -22,13 +22,13 @@ from pipeline.adapters.group_fake import Coordinator, MemoryGroup
 from pipeline.adapters.log_fake import MemoryLog
 from pipeline.adapters.rocks import SightingTable, Tables
 from pipeline.adapters.rocks_fake import MemoryFile, MemoryTable
-from pipeline.block import RULES, Committed, Position, Verdict, decode_metadata, unpack_sighting
+from pipeline.block import RULES, Committed, Place, Position, Verdict, decode_metadata, unpack_sighting
 from pipeline.catalog import Account, Catalog, Feature, encode_account, encode_feature
 from pipeline.changelog import unpack_change
 from pipeline.event import derived_id_hash, id_hash, partition_of
 from pipeline.ports import Border, CommitAnswer, Header, Landed, LogUnavailable, Member, Record, StoreUnavailable
 from pipeline.session import Limits, Outside, Session
-from pipeline.stages.build import RULE_SETS, Place, RuleSet
+from pipeline.stages.build import RULE_SETS, RuleSet
 from pipeline.stages.mapping import Mapper, Mappers
 from pipeline.stages.sink import Block, make_block
 

@@ -15,11 +15,11 @@ from store_contents import TARGETS, contents
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.gap_store import Gap, GapStore
-from pipeline.block import LogRecord
+from pipeline.block import LogRecord, Place
 from pipeline.catalog import Account, Catalog, Dimension, Feature, encode_account, encode_dimension, encode_feature
 from pipeline.going_on import is_gap
 from pipeline.ports import Border, Epoch, Progress, StoreError
-from pipeline.stages.build import Place, build_block
+from pipeline.stages.build import build_block
 from pipeline.stages.mapping import Mapper, Mappers
 from pipeline.stages.sink import MARK_ACCOUNT, Block
 

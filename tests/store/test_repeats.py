@@ -7,10 +7,10 @@ import pytest
 from consumers.audit import Auditor
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.clickhouse import Store
-from pipeline.block import LogRecord
+from pipeline.block import LogRecord, Place
 from pipeline.catalog import Account, Catalog, encode_account
 from pipeline.event import id_hash
-from pipeline.stages.build import Place, build_block
+from pipeline.stages.build import build_block
 from pipeline.stages.mapping import Mappers
 from pipeline.stages.sink import Block
 

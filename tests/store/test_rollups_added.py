@@ -10,11 +10,11 @@ from store_contents import TARGETS, contents
 
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.clickhouse import Store
-from pipeline.block import LogRecord
+from pipeline.block import LogRecord, Place
 from pipeline.catalog import Account, Catalog, Dimension, Feature, encode_account, encode_dimension, encode_feature
 from pipeline.migrate import sql_dir, variables
 from pipeline.settings import Settings
-from pipeline.stages.build import Place, build_block
+from pipeline.stages.build import build_block
 from pipeline.stages.mapping import Mapper, Mappers
 from pipeline.stages.sink import Block
 

@@ -1,0 +1,732 @@
+"""Columnar: the stages decode, dedup, mapping and sink over a large block at once, in columns.
+
+The same block to the bit as the stages give line by line (`tests/pipeline/test_columnar.py` holds the two against each
+other): this is their fast form for a busy partition, where no event becomes a Python object. Lines that the scanner
+leaves (see `pipeline.stages.scan`) are decoded one by one and put into the same columns. Pure.
+"""
+
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from struct import Struct as Packing
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from xxhash import xxh3_128_digest
+
+from pipeline.block import (
+    CONTENT_MASK,
+    RULES,
+    SIGHTING_BYTES,
+    Line,
+    LogRecord,
+    Place,
+    Verdict,
+    unpack_sighting,
+)
+from pipeline.catalog import Account, Catalog, Dimension, Feature, encode_account, encode_dimension, encode_feature
+from pipeline.event import (
+    Event,
+    EventError,
+    FieldError,
+    content_hash,
+    decode_event,
+    derived_id_hash,
+    parse_document,
+    text_hash,
+)
+from pipeline.stages.decode import LINES_MAX, account_of, empty_record
+from pipeline.stages.dedup import Lookup, conflict_with, unknown_account
+from pipeline.stages.mapping import Mapper, Mappers, Rule, measure, stored_number
+from pipeline.stages.scan import (
+    ABSENT,
+    CLIENT,
+    DATA,
+    ENTITY,
+    EVENT_NAME,
+    FEATURE,
+    NUMBER,
+    OTHER,
+    TEXT,
+    TRANSACTION,
+    Scanned,
+    gather,
+    same,
+    scan,
+    split,
+)
+from pipeline.stages.sink import (
+    COLUMNS,
+    Block,
+    MonthEntry,
+    checksum,
+    counts_of,
+    marks,
+    month_entries,
+    month_of,
+    repeat_rows,
+    scaled,
+)
+
+_Ints = npt.NDArray[np.int64]
+_Words = npt.NDArray[np.uint64]
+_Bytes = npt.NDArray[np.uint8]
+_length = Packing("<I").pack
+_LENGTHS: Final = [_length(n) for n in range(1025)]  # an id has at most 256 characters of four bytes
+_sighting = np.dtype([("place", ">u8"), ("rest", ">u8"), ("append_low", ">u2"), ("append_high", ">u2")])
+_DAY_US: Final = 86_400_000_000
+_LOW: Final = np.uint64(0xFFFF_FFFF)
+_ONE: Final = np.array([1_000_000_000, 0], np.uint64)
+_SIGN: Final = 1 << 127
+_WHOLE: Final = 1 << 128
+
+
+def warm_up() -> None:
+    """Compiles what is compiled, or loads it from the cache of an earlier process; blocks, for some seconds the first
+    time. Called before a worker joins its group, so that no block waits for it."""
+    catalog = Catalog()
+    objects = (
+        encode_account(Account(id="a", name="", mode="live"), "0"),
+        encode_feature(Feature(account="a", id="f", name="", event_names=("e",), value_key="n"), "1"),
+        encode_dimension(Dimension(account="a", key="d", type="string"), "2"),
+    )
+    for offset, (key, value) in enumerate(objects):
+        catalog.apply(offset, key, value)
+    line = b'{"clientId":"c","timestamp":"1970-01-01T00:00:00Z","eventName":"e","data":{"d":"x","n":1}}'
+    mapper = Mappers(catalog).at(catalog.version)
+    Columns(Place("", 0, 0, 1, "a", 0), [LogRecord(0, 0, line, ())], mapper).finish(
+        start=0,
+        end=1,
+        mapper=mapper,
+        catalog_version=catalog.version,
+        lookup=lambda _: {},
+        rules=RULES,
+    )
+
+
+class Columns:
+    """The lines of a block in columns, in the order of the log."""
+
+    def __init__(self, place: Place, records: Sequence[LogRecord], mapper: Mapper) -> None:
+        self.place = place
+        self.records = records
+        values = [record.value or b"" for record in records]
+        self.bytes = b"\n".join(values)
+        buffer = np.frombuffer(self.bytes, np.uint8)
+        record_ends = np.cumsum(np.fromiter(map(len, values), np.int64, len(values)) + 1) - 1
+        self.starts, self.ends, self.record, self.number = split(buffer, record_ends)
+        of_record = np.fromiter((record.offset for record in records), np.int64, len(records))
+        self.offset = of_record[self.record]
+        self.append_ms = np.fromiter((record.append_ms for record in records), np.int64, len(records))[self.record]
+        self.accounts, account, defaulted, faults = _accounts(records, place.default_account)
+        self.account = account[self.record]
+        self.defaulted = defaulted[self.record]
+        self.known = np.array([mapper.known_account(name) for name in self.accounts], bool)
+        self.wanted = mapper.wanted(self.accounts)
+        latest_us = self.append_ms * 1000 + place.ahead_max_us
+        self.found: Scanned = scan(buffer, self.starts, self.ends, latest_us, self.defaulted, self.wanted)
+        self.verdicts = np.full(len(self.starts), Verdict.REJECTED, np.uint8)
+        self.errors: dict[int, tuple[FieldError, ...]] = {}
+        self.events: dict[int, Event] = {}
+        self._refuse(faults)
+        self._decode_the_rest()
+        self.buffer = np.frombuffer(self.bytes, np.uint8)
+        self.keys = self._identify()
+
+    def _refuse(self, faults: dict[int, FieldError]) -> None:
+        """Lines whose record or account refuses them, whatever they say."""
+        taken = self.found.taken
+        for record, fault in faults.items():
+            for row in np.flatnonzero(self.record == record).tolist():
+                self.errors[row] = (fault,)
+                taken[row] = 0
+        for row in np.flatnonzero(self.starts == self.ends).tolist():
+            self.errors[row] = (empty_record(),)
+        for row in np.flatnonzero(self.number >= LINES_MAX).tolist():
+            self.errors[row] = (FieldError("", "too_large", "the record has too many lines"),)
+            taken[row] = 0
+
+    def _decode_the_rest(self) -> None:
+        """What the scanner left, one by one; the texts of events are put behind the buffer."""
+        extra: list[bytes] = []
+        at = len(self.bytes)
+
+        def put(text: bytes) -> tuple[int, int]:
+            nonlocal at
+            extra.append(text)
+            at += len(text)
+            return at - len(text), len(text)
+
+        for row in np.flatnonzero(self.found.taken == 0).tolist():
+            if row in self.errors:
+                continue
+            try:
+                event = decode_event(
+                    self.raw(row),
+                    arrival_us=int(self.append_ms[row]) * 1000,
+                    ahead_max_us=self.place.ahead_max_us,
+                )
+            except EventError as error:
+                self.errors[row] = error.errors
+                continue
+            self.events[row] = event
+            self._take(row, event, put)
+        for number in np.flatnonzero(~self.known).tolist():
+            for row in np.flatnonzero((self.account == number) & (self.found.taken == 1)).tolist():
+                self.errors[row] = (unknown_account(self.accounts[number]),)
+                self.found.taken[row] = 0
+        if extra:
+            self.bytes += b"".join(extra)
+
+    def _take(self, row: int, event: Event, put: Any) -> None:
+        found = self.found
+        texts = (
+            event.client_id,
+            event.transaction_id,
+            event.event_name,
+            event.feature_id,
+            event.entity_id,
+        )
+        for field, text in zip((CLIENT, TRANSACTION, EVENT_NAME, FEATURE, ENTITY), texts, strict=True):
+            found.spans[row, field] = (-1, -1) if text is None else put(text.encode())
+        found.spans[row, DATA] = put(event.data) if event.data else (-1, -1)
+        found.timestamp_us[row] = event.timestamp_us
+        found.value[row] = _words(scaled(event.value))
+        found.content[row] = content_hash(event, without_timestamp=bool(self.defaulted[row]))
+        name = event.event_name if event.feature_id is None else event.feature_id
+        found.name[row] = 0 if name is None else text_hash(name)
+        document = event.document or {}
+        for number, key in enumerate(self.wanted):
+            found.kinds[row, number] = ABSENT
+            if key not in document:
+                continue
+            given = document[key]
+            found.kinds[row, number] = OTHER
+            if type(given) is str:
+                found.kinds[row, number] = TEXT
+                found.texts[row, number] = put(given.encode())
+            elif (exact := stored_number(given)) is not None:
+                found.kinds[row, number] = NUMBER
+                found.numbers[row, number] = _words(scaled(exact))
+        found.taken[row] = 1
+
+    def _identify(self) -> list[bytes]:
+        """The key of every event, empty for other lines; and verdicts that need no table."""
+        found, place = self.found, self.place
+        keys = [b""] * len(self.starts)
+        prefixes = [_length(len(name.encode())) + name.encode() for name in self.accounts]
+        named = np.flatnonzero((found.taken == 1) & (found.spans[:, TRANSACTION, 0] >= 0))
+        starts = found.spans[named, TRANSACTION, 0].tolist()
+        lengths = found.spans[named, TRANSACTION, 1].tolist()
+        text, digest, sizes = self.bytes, xxh3_128_digest, _LENGTHS
+        if len(prefixes) == 1:
+            prefix = prefixes[0]
+            hashed = [digest(prefix + sizes[n] + text[i : i + n])[::-1] for i, n in zip(starts, lengths, strict=True)]
+        else:
+            hashed = [
+                digest(prefixes[a] + sizes[n] + text[i : i + n])[::-1]
+                for i, n, a in zip(starts, lengths, self.account[named].tolist(), strict=True)
+            ]
+        if len(named) == len(keys):
+            keys = hashed
+        else:
+            for row, key in zip(named.tolist(), hashed, strict=True):
+                keys[row] = key
+        words = np.frombuffer(b"".join(hashed), "<u8").reshape(-1, 2)
+        n = np.uint64(place.partitions)
+        lies = (words[:, 1] % n * np.uint64((1 << 64) % place.partitions) + words[:, 0] % n) % n
+        self.verdicts[named] = np.where(lies == place.partition, Verdict.ACCEPTED, Verdict.REROUTED)
+        for row in np.flatnonzero((found.taken == 1) & (found.spans[:, TRANSACTION, 0] < 0)).tolist():
+            # a derived id carries its position and stays in the partition where it lies
+            where = int(self.offset[row]), int(self.number[row])
+            keys[row] = derived_id_hash(place.epoch, place.topic, place.partition, *where).to_bytes(16, "little")
+            self.verdicts[row] = Verdict.ACCEPTED
+        return keys
+
+    def open_keys(self) -> list[bytes]:
+        """The table's keys of the lines whose verdict is still open, in their order."""
+        rows = np.flatnonzero(self.verdicts == Verdict.ACCEPTED)
+        return self.keys if len(rows) == len(self.keys) else [self.keys[row] for row in rows.tolist()]
+
+    def judge(self, lookup: Lookup) -> dict[bytes, bytes]:
+        """Settles first sightings, duplicates and conflicts; what the block adds to the table."""
+        rows = np.flatnonzero(self.verdicts == Verdict.ACCEPTED)
+        keys = self.open_keys()
+        entries = pack_sightings(
+            self.place.epoch,
+            self.offset[rows],
+            self.number[rows],
+            self.found.content[rows] & np.uint64(CONTENT_MASK),
+            self.append_ms[rows] // 1000,
+        )
+        seen = lookup(keys)
+        added = dict(zip(keys, entries, strict=True))
+        if not seen and len(added) == len(keys):
+            return added
+        return self._judge_each(rows.tolist(), keys, entries, dict(seen))
+
+    def _judge_each(
+        self, rows: list[int], keys: list[bytes], entries: list[bytes], seen: dict[bytes, bytes]
+    ) -> dict[bytes, bytes]:
+        added: dict[bytes, bytes] = {}
+        for row, key, entry in zip(rows, keys, entries, strict=True):
+            known = added.get(key) or seen.get(key)
+            if known is None:
+                added[key] = entry
+                continue
+            first = unpack_sighting(known)
+            line = unpack_sighting(entry)
+            if first.position >= line.position:
+                added[key] = entry
+            elif first.content == line.content:
+                self.verdicts[row] = Verdict.DUPLICATE
+            else:
+                self.verdicts[row] = Verdict.CONFLICT
+                self.errors[row] = (conflict_with(first),)
+        return added
+
+    def key_bytes(self, rows: _Ints) -> bytes:
+        """The keys of these lines, one after the other."""
+        keys = self.keys
+        return b"".join(keys if len(rows) == len(keys) else [keys[row] for row in rows.tolist()])
+
+    def finish(
+        self,
+        *,
+        start: int,
+        end: int,
+        mapper: Mapper,
+        catalog_version: int,
+        lookup: Lookup,
+        rules: int,
+    ) -> Block:
+        """The block [start, end) of these lines; see `pipeline.stages.build.finish_block`."""
+        place = self.place
+        sightings = self.judge(lookup)
+        verdicts = self.verdicts.tobytes()
+        accepted = np.flatnonzero(self.verdicts == Verdict.ACCEPTED)
+        months = _months(self, accepted)
+        rows = None
+        if len(accepted):
+            columns = _columns(self, accepted, mapper, place, start, catalog_version)
+            batch = pa.RecordBatch.from_arrays([columns[name] for name in COLUMNS], names=list(COLUMNS))
+            append_max = int(self.append_ms[accepted].max())
+            tail = marks(
+                place,
+                [entry.month for entry in months],
+                start=start,
+                catalog_version=catalog_version,
+                append_ms=append_max,
+            )
+            rows = pa.Table.from_batches([batch, tail]).combine_chunks().to_batches()[0]
+        return Block(
+            topic=place.topic,
+            epoch=place.epoch,
+            partition=place.partition,
+            start=start,
+            end=end,
+            counts=counts_of(verdicts),
+            crc=checksum(verdicts, rows),
+            catalog_version=catalog_version,
+            rules=rules,
+            append_ms_max=int(self.append_ms.max(initial=0)),
+            months=months,
+            rows=rows,
+            sightings=sightings,
+            rejects=tuple(self.lines_of(Verdict.REJECTED, Verdict.CONFLICT)),
+            repeats=_repeats(self, start),
+            forwards=tuple(self.lines_of(Verdict.REROUTED)),
+            bytes=int((self.ends - self.starts).sum()),
+        )
+
+    def raw(self, row: int) -> bytes:
+        """The line as it came."""
+        return self.bytes[int(self.starts[row]) : int(self.ends[row])]
+
+    def text(self, row: int, field: int) -> str | None:
+        """A text field of an event."""
+        start, length = self.found.spans[row, field].tolist()
+        return None if start < 0 else self.bytes[start : start + length].decode()
+
+    def document(self, row: int) -> dict[str, Any] | None:
+        """An event's data, parsed; for rules that look deeper than the scanner does."""
+        event = self.events.get(row)
+        if event is not None:
+            return event.document
+        start, length = self.found.spans[row, DATA].tolist()
+        return None if start < 0 else parse_document(self.bytes[start : start + length])
+
+    def lines_of(self, *verdicts: Verdict) -> Iterator[Line]:
+        """The lines with these verdicts, as the stages that work line by line make them."""
+        for row in np.flatnonzero(np.isin(self.verdicts, verdicts)).tolist():
+            record = self.records[int(self.record[row])]
+            verdict = Verdict(int(self.verdicts[row]))
+            is_event = verdict is not Verdict.REJECTED
+            yield Line(
+                offset=int(self.offset[row]),
+                line=int(self.number[row]),
+                append_ms=int(self.append_ms[row]),
+                account=self.accounts[int(self.account[row])],
+                raw=self.raw(row),
+                event=self._event(row) if is_event else None,
+                errors=self.errors.get(row, ()),
+                headers=record.headers,
+                defaulted=bool(self.defaulted[row]),
+                key=int.from_bytes(self.keys[row], "little"),
+                content=int(self.found.content[row]) & CONTENT_MASK if verdict is Verdict.CONFLICT else 0,
+                verdict=verdict,
+            )
+
+    def _event(self, row: int) -> Event:
+        return self.events.get(row) or decode_event(
+            self.raw(row), arrival_us=int(self.append_ms[row]) * 1000, ahead_max_us=self.place.ahead_max_us
+        )
+
+
+def pack_sightings(epoch: int, offset: _Ints, line: _Ints, content: _Words, append_s: _Ints) -> list[bytes]:
+    """Each as `pipeline.block.pack_sighting` packs it."""
+    at = offset.astype(np.uint64)
+    packed = np.empty(len(offset), _sighting)
+    packed["place"] = np.uint64(epoch << 48) | line.astype(np.uint64) << np.uint64(24) | at >> np.uint64(24)
+    packed["rest"] = (at & np.uint64(0xFF_FFFF)) << np.uint64(40) | content
+    packed["append_low"] = append_s & 0xFFFF
+    packed["append_high"] = append_s >> 16
+    whole = packed.tobytes()
+    return [whole[i : i + SIGHTING_BYTES] for i in range(0, len(whole), SIGHTING_BYTES)]
+
+
+def _accounts(
+    records: Sequence[LogRecord], default_account: str
+) -> tuple[list[str], _Ints, _Bytes, dict[int, FieldError]]:
+    """The accounts' names; per record the account's number and whether a door filled in the timestamp; and faults."""
+    known: dict[tuple[tuple[str, bytes], ...], tuple[int, bool]] = {}
+    names: dict[str, int] = {}
+    account = np.empty(len(records), np.int64)
+    defaulted = np.zeros(len(records), np.uint8)
+    faults: dict[int, FieldError] = {}
+    before: tuple[tuple[str, bytes], ...] | None = None
+    for number, record in enumerate(records):
+        if record.headers == before and number - 1 not in faults:
+            account[number], defaulted[number] = account[number - 1], defaulted[number - 1]
+            continue
+        before = record.headers
+        found = known.get(before)
+        if found is None:
+            headers = dict(record.headers)
+            name, fault = account_of(headers.get("account"), default_account)
+            found = names.setdefault(name, len(names)), headers.get("defaulted") == b"timestamp"
+            if fault is None:
+                known[record.headers] = found
+            else:
+                faults[number] = fault
+        account[number] = found[0]
+        defaulted[number] = found[1]
+    return list(names), account, defaulted, faults
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+
+
+def _words(number: int) -> tuple[int, int]:
+    """Two's complement of 128 bits, low word first."""
+    return number & 0xFFFF_FFFF_FFFF_FFFF, number >> 64 & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def _decimals(words: _Words) -> pa.Array:
+    """Words of numbers in units of 10**-9 as Decimal(38, 9)."""
+    whole = np.ascontiguousarray(words)
+    return pa.Array.from_buffers(pa.decimal128(38, 9), len(whole), [None, pa.py_buffer(whole)])
+
+
+def _sum(words: _Words, *, signed: bool) -> int:
+    """The exact sum of 128-bit numbers; at most 2**32 of them."""
+    halves = [int((words[:, k] >> np.uint64(shift) & _LOW).sum()) for k in (0, 1) for shift in (0, 32)]
+    total = sum(half << 32 * k for k, half in enumerate(halves))
+    return total - (int((words[:, 1] >> np.uint64(63)).sum()) << 128 if signed else 0)
+
+
+# ------------------------------------------------------------------------------------------------ columns
+
+
+def _months(lines: Columns, accepted: _Ints) -> tuple[MonthEntry, ...]:
+    if not len(accepted):
+        return ()
+    days, day_of = np.unique(lines.found.timestamp_us[accepted] // _DAY_US, return_inverse=True)
+    month_of_day = np.array([month_of(int(day) * _DAY_US) for day in days])
+    months = month_of_day[day_of]
+    keys = np.frombuffer(lines.key_bytes(accepted), "<u8").reshape(-1, 2)
+    found = []
+    for month in sorted(set(month_of_day.tolist())):
+        within = months == month
+        values = lines.found.value[accepted[within]]
+        found.append((month, int(within.sum()), _sum(values, signed=True), _sum(keys[within], signed=False)))
+    return month_entries(found)
+
+
+def _repeats(lines: Columns, start: int) -> pa.RecordBatch | None:
+    again = np.flatnonzero((lines.verdicts == Verdict.DUPLICATE) | (lines.verdicts == Verdict.CONFLICT))
+    return repeat_rows(
+        lines.place,
+        start,
+        offsets=lines.offset[again].astype(np.uint64),
+        numbers=lines.number[again].astype(np.uint32),
+        keys=lines.key_bytes(again),
+        verdicts=lines.verdicts[again].astype(np.int8),
+        append_ms=lines.append_ms[again],
+    )
+
+
+def _columns(  # noqa: PLR0917 - called once
+    lines: Columns, accepted: _Ints, mapper: Mapper, place: Place, start: int, catalog_version: int
+) -> dict[str, pa.Array]:
+    """The columns of `ingest` for the accepted lines, in the order of the log."""
+    found, total = lines.found, len(accepted)
+
+    def field(number: int, kind: pa.DataType = pa.string()) -> pa.Array:  # noqa: B008 - a constant
+        spans = found.spans[accepted, number]
+        return _texts(lines.buffer, spans[:, 0], spans[:, 1], kind)
+
+    def everywhere(value: object, kind: pa.DataType) -> pa.Array:
+        return pa.repeat(pa.scalar(value, kind), total)
+
+    def ints(values: Any, kind: pa.DataType) -> pa.Array:
+        return pa.array(values).cast(kind)
+
+    names = pa.array(lines.accounts, pa.string())
+    return {
+        "account": names.take(pa.array(lines.account[accepted])),
+        "client_id": field(CLIENT),
+        "entity_id": field(ENTITY),
+        "timestamp": pa.array(found.timestamp_us[accepted]).cast(pa.timestamp("us", "UTC")),
+        "append_time": pa.array(lines.append_ms[accepted]).cast(pa.timestamp("ms", "UTC")),
+        "transaction_id": field(TRANSACTION),
+        "id_hash": pa.Array.from_buffers(pa.binary(16), total, [None, pa.py_buffer(lines.key_bytes(accepted))]),
+        "event_name": field(EVENT_NAME),
+        "feature_id": field(FEATURE),
+        "kind": everywhere(1, pa.int8()),
+        "target_id": everywhere("", pa.string()),
+        "value": _decimals(found.value[accepted]),
+        "data": field(DATA, pa.binary()),
+        **_meters(lines, accepted, mapper),
+        **_dimensions(lines, accepted, mapper),
+        "catalog_version": everywhere(catalog_version, pa.int64()),
+        "epoch": everywhere(place.epoch, pa.uint32()),
+        "partition": everywhere(place.partition, pa.uint32()),
+        "offset": ints(lines.offset[accepted], pa.uint64()),
+        "line": ints(lines.number[accepted], pa.uint32()),
+        "block_start": everywhere(start, pa.uint64()),
+        "content_hash": pa.array(found.content[accepted] & np.uint64(CONTENT_MASK)),
+    }
+
+
+def _texts(buffer: _Bytes, starts: _Ints, lengths: _Ints, kind: pa.DataType) -> pa.Array:
+    offsets, pieces = gather(buffer, starts, np.maximum(lengths, 0))
+    return pa.Array.from_buffers(kind, len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(pieces)])
+
+
+class _Part(NamedTuple):
+    """What one rule says for some rows: `rows` index the accepted lines, `there` which of them it says anything for."""
+
+    rows: _Ints
+    there: npt.NDArray[np.bool_]
+    name: str
+    rev: int
+    words: _Words
+    hashes: list[int] | None = None
+    spans: _Ints | None = None
+
+
+def _stretches(starts: Sequence[int], timestamps: _Ints, rows: _Ints) -> Iterator[tuple[int, _Ints]]:
+    """A timestamp of each stretch between two revisions that has rows, and those rows."""
+    stretch = np.searchsorted(np.array(starts, np.int64), timestamps[rows], side="right")
+    for number in np.unique(stretch).tolist():
+        within = rows[stretch == number]
+        yield int(timestamps[within[0]]), within
+
+
+def _laid_out(parts: Sequence[Sequence[_Part]], total: int) -> tuple[npt.NDArray[np.int32], list[_Ints], int]:
+    """Where the values of each part lie when all are written row by row; `parts`: rules in order, per group of rows."""
+    counts = np.zeros(total, np.int64)
+    for group in parts:
+        for part in group:
+            counts[part.rows[part.there]] += 1
+    offsets = np.zeros(total + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    free = offsets[:-1].copy()
+    places = []
+    for group in parts:
+        for part in group:
+            rows = part.rows[part.there]
+            places.append(free[rows])
+            free[rows] += 1
+    return offsets.astype(np.int32), places, int(offsets[-1])
+
+
+def _meters(lines: Columns, accepted: _Ints, mapper: Mapper) -> dict[str, pa.Array]:
+    found = lines.found
+    timestamps = found.timestamp_us[accepted]
+    is_feature = (found.spans[accepted, FEATURE, 0] >= 0).astype(np.uint64)
+    mixed = found.name[accepted] * np.uint64(2654435761) + lines.account[accepted].astype(np.uint64) * np.uint64(2)
+    _, first, group_of = np.unique(mixed + is_feature, return_index=True, return_inverse=True)
+    if not _alike(lines, accepted, first[group_of]):
+        first, group_of = _grouped(lines, accepted)
+    groups: list[list[_Part]] = []
+    for number, one in enumerate(first.tolist()):
+        row = int(accepted[one])
+        account = lines.accounts[int(lines.account[row])]
+        route = mapper.route(account, lines.text(row, EVENT_NAME), lines.text(row, FEATURE))
+        if route is None:
+            continue
+        rows = np.flatnonzero(group_of == number)
+        for instant, within in _stretches(route.starts, timestamps, rows):
+            groups.append([_measured(lines, accepted, within, rule) for rule in route.choice(instant).rules])
+    where, places, total = _laid_out(groups, len(accepted))
+    words = np.zeros((total, 2), np.uint64)
+    revs = np.zeros(total, np.uint64)
+    names: dict[str, int] = {}
+    codes = np.zeros(total, np.int64)
+    hashes = np.zeros((total, 16), np.uint8)
+    for part, at in zip((part for group in groups for part in group), places, strict=True):
+        words[at] = part.words[part.there]
+        revs[at] = part.rev
+        codes[at] = names.setdefault(part.name, len(names))
+        if part.hashes is not None:
+            whole = b"".join(h.to_bytes(16, "little") for h in part.hashes)
+            hashes[at] = np.frombuffer(whole, np.uint8).reshape(-1, 16)[part.there]
+    offsets = pa.array(where)
+    return {
+        f"meters.{field}": pa.ListArray.from_arrays(offsets, values)
+        for field, values in {
+            "feature": pa.array(list(names), pa.string()).take(pa.array(codes)),
+            "rev": pa.array(revs),
+            "quantity": _decimals(words),
+            "distinct_hash": pa.Array.from_buffers(pa.binary(16), total, [None, pa.py_buffer(hashes)]),
+        }.items()
+    }
+
+
+def _alike(lines: Columns, accepted: _Ints, first: _Ints) -> bool:
+    """Whether every row has account and name of its group's first row; hashes may be made to collide."""
+    spans, others = lines.found.spans[accepted], lines.found.spans[accepted[first]]
+    same_account = np.array_equal(lines.account[accepted], lines.account[accepted[first]])
+    return same_account and all(
+        same(lines.buffer, spans[:, number], others[:, number]) for number in (EVENT_NAME, FEATURE)
+    )
+
+
+def _grouped(lines: Columns, accepted: _Ints) -> tuple[_Ints, _Ints]:
+    """First row and rows of each account and name, by the names themselves."""
+    groups: dict[tuple[int, str | None, str | None], int] = {}
+    firsts: list[int] = []
+    group_of = np.empty(len(accepted), np.int64)
+    for i, row in enumerate(accepted.tolist()):
+        named = int(lines.account[row]), lines.text(row, EVENT_NAME), lines.text(row, FEATURE)
+        group_of[i] = groups.setdefault(named, len(groups))
+        if len(groups) > len(firsts):
+            firsts.append(i)
+    return np.array(firsts, np.int64), group_of
+
+
+def _measured(lines: Columns, accepted: _Ints, rows: _Ints, rule: Rule) -> _Part:
+    """What one revision of a feature takes from these rows."""
+    everywhere = np.ones(len(rows), bool)
+    if rule.constant is not None and not rule.conditions:
+        return _Part(rows, everywhere, rule.feature, rule.rev, np.broadcast_to(_ONE, (len(rows), 2)))
+    if not rule.needs_data:
+        return _Part(rows, everywhere, rule.feature, rule.rev, lines.found.value[accepted[rows]])
+    if rule.value is not None and not rule.value.steps and not rule.conditions:
+        key = lines.wanted.index(rule.value.key)
+        there = lines.found.kinds[accepted[rows], key] == NUMBER
+        return _Part(rows, there, rule.feature, rule.rev, lines.found.numbers[accepted[rows], key])
+    words = np.zeros((len(rows), 2), np.uint64)
+    hashes = [0] * len(rows)
+    for i, row in enumerate(accepted[rows].tolist()):
+        low, high = lines.found.value[row].tolist()
+        value = high << 64 | low
+        exact = Decimal(value - _WHOLE if value & _SIGN else value)
+        meter = measure(rule, exact, lines.document(row))
+        if meter is None:
+            everywhere[i] = False
+            continue
+        # the event's own value is taken in units of 10**-9, a number of the data as it is
+        own = rule.value is None and rule.unique is None and rule.constant is None
+        words[i] = _words(int(meter.quantity) if own else scaled(meter.quantity))
+        hashes[i] = meter.distinct_hash
+    return _Part(rows, everywhere, rule.feature, rule.rev, words, hashes)
+
+
+def _dimensions(lines: Columns, accepted: _Ints, mapper: Mapper) -> dict[str, pa.Array]:
+    timestamps = lines.found.timestamp_us[accepted]
+    has_data = lines.found.spans[accepted, DATA, 0] >= 0
+    groups: list[list[_Part]] = []
+    numeric: list[bool] = []
+    for number, account in enumerate(lines.accounts):
+        timeline = mapper.dimension_timeline(account)
+        rows = np.flatnonzero((lines.account[accepted] == number) & has_data)
+        if timeline is None or not len(rows):
+            continue
+        for instant, within in _stretches(timeline.starts, timestamps, rows):
+            group = []
+            for name, rev, is_text, path in timeline.at(instant):
+                group.append(_said(lines, accepted, within, name, rev, path, is_text=is_text))
+                numeric.append(not is_text)
+            groups.append(group)
+    where, places, total = _laid_out(groups, len(accepted))
+    words = np.zeros((total, 2), np.uint64)
+    revs = np.zeros(total, np.uint64)
+    names: dict[str, int] = {}
+    codes = np.zeros(total, np.int64)
+    is_number = np.zeros(total, np.uint8)
+    spans = np.zeros((total, 2), np.int64)
+    for part, at, as_number in zip((part for group in groups for part in group), places, numeric, strict=True):
+        revs[at] = part.rev
+        codes[at] = names.setdefault(part.name, len(names))
+        is_number[at] = as_number
+        if as_number:
+            words[at] = part.words[part.there]
+        elif part.spans is not None:
+            spans[at] = part.spans[part.there]
+    offsets = pa.array(where)
+    return {
+        f"dims.{field}": pa.ListArray.from_arrays(offsets, values)
+        for field, values in {
+            "name": pa.array(list(names), pa.string()).take(pa.array(codes)),
+            "rev": pa.array(revs),
+            "text": _texts(lines.buffer, spans[:, 0], spans[:, 1], pa.string()),
+            "number": _decimals(words),
+            "is_number": pa.array(is_number),
+        }.items()
+    }
+
+
+def _said(  # noqa: PLR0917 - called once
+    lines: Columns, accepted: _Ints, rows: _Ints, name: str, rev: int, path: Any, *, is_text: bool
+) -> _Part:
+    """What one revision of a dimension finds in these rows."""
+    chosen = accepted[rows]
+    if path is None:
+        key = lines.wanted.index(name)
+        there = lines.found.kinds[chosen, key] == (TEXT if is_text else NUMBER)
+        return _Part(rows, there, name, rev, lines.found.numbers[chosen, key], spans=lines.found.texts[chosen, key])
+    there = np.zeros(len(rows), bool)
+    words = np.zeros((len(rows), 2), np.uint64)
+    spans = np.zeros((len(rows), 2), np.int64)
+    extra: list[bytes] = []
+    at = len(lines.bytes)
+    for i, row in enumerate(chosen.tolist()):
+        document = lines.document(row)
+        given = path.of(document) if document else None
+        if is_text and type(given) is str:
+            text = given.encode()
+            there[i] = True
+            spans[i] = at, len(text)
+            extra.append(text)
+            at += len(text)
+        elif not is_text and given is not None and (number := stored_number(given)) is not None:
+            there[i] = True
+            words[i] = _words(scaled(number))
+    if extra:
+        lines.bytes += b"".join(extra)
+        lines.buffer = np.frombuffer(lines.bytes, np.uint8)
+    return _Part(rows, there, name, rev, words, spans=spans)
