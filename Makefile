@@ -33,7 +33,7 @@ MINUTES ?= $(if $(QUICK),2,60)
 EVENTS ?= $(if $(QUICK),6000,120000)
 FAULTS ?= $(if $(QUICK),quick)
 faults: $(INSTALLED)
-	$(if $(QUICK),,$(BIN)/python -m pytest -q -m "" tests/faults/test_planted.py)
+	$(if $(QUICK),,$(BIN)/python -m pytest -q -m faults)
 	$(BIN)/python tests/faults/run.py --minutes $(MINUTES) --events $(EVENTS) \
 		$(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(ARGS)
 

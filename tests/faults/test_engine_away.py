@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+import pytest
 from cluster import Cluster, until
 from load import Load
 from oracle import Oracle
@@ -47,6 +48,7 @@ class _Watch(threading.Thread):
         self.join()
 
 
+@pytest.mark.faults
 def test_the_worker_stays_small_and_truthful_while_the_engine_is_away(tmp_path: Path) -> None:
     """Ready, then not ready with the partitions' names and their lag, then ready again; never restarted."""
     events = int(_EVENTS_A_SECOND * (_AWAY_S + 10))

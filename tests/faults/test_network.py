@@ -1,13 +1,15 @@
-"""One round behind proxies, with a clock that is wrong: in each `make test`; all of these faults are in run.py."""
+"""One round behind proxies, with a clock that is wrong: `make faults` runs it; all of these faults are in run.py."""
 
 from pathlib import Path
 
 import clock_faults
+import pytest
 from between import proxied_cluster
 from faults import FAULTS
 from run import Driver
 
 
+@pytest.mark.faults
 def test_answers_lost_on_the_way_a_network_cut_and_a_clock_set_back(tmp_path: Path) -> None:
     """Facts, rollups, ledger and rejects come out exact."""
     settings = {"FAULTS_CLOCK": str(clock_faults.clock_file(tmp_path))}
