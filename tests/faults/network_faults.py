@@ -83,7 +83,7 @@ _STRIKES: Final[dict[str, tuple[str, _Strike]]] = {
 }
 for _side, _what in (("kafka", "broker"), ("engine", "engine")):
     for _name, (_row, _strike) in _STRIKES.items():
-        add(Fault(f"net-{_what}-{_name}", f"{_row}, one worker and the {_what}", _on(_side, _strike), _name == "flaps"))
+        add(Fault(f"net-{_what}-{_name}", f"{_row}, one worker and the {_what}", _on(_side, _strike)))
     add(Fault(f"net-{_what}-cut-all", f"network cut, all workers and the {_what}", _on(_side, _cut, all_workers=True)))
 
 
