@@ -14,7 +14,9 @@ from running_stack import RunningStack, Tenant, fresh_tenant, start_stack
 from pipeline.adapters.clickhouse import Store
 
 # no test asserts a time: on a busy machine an example may take what it takes
-hypothesis.settings.register_profile("without_deadline", deadline=None)
+hypothesis.settings.register_profile(
+    "without_deadline", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("without_deadline")
 
 _SHORT_LEASE = {"TALLY_LEASE_S": "12", "TALLY_DEADLINE_S": "24", "TALLY_CLOCK_SKEW_MAX_S": "1"}
