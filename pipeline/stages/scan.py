@@ -129,7 +129,13 @@ _U64 = np.uint64(64)
 _LOW = np.uint64(0xFFFFFFFF)
 _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 
-_compiled = njit(cache=True, nogil=True, error_model="numpy")
+
+def _compiled(function: Any) -> Any:
+    """Compiled when first called, and kept on disk for the next process."""
+    try:
+        return njit(cache=True, nogil=True, error_model="numpy")(function)
+    except RuntimeError:  # neither this folder nor the user's cache may be written: each process compiles for itself
+        return njit(nogil=True, error_model="numpy")(function)
 
 
 @_compiled
