@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 from consumers.audit_sql import (
     BLOCK_SUMS,
+    CELLS_FOLLOWED,
     CELLS_SHOWN,
     COUNTS,
     FACT_COUNTS,
@@ -32,6 +33,7 @@ from consumers.audit_sql import (
     VERDICTS,
     RollupCheck,
     rollup_cells,
+    rollup_differences,
 )
 from consumers.usage_reader import Reader
 from consumers.windows import Period
@@ -206,20 +208,29 @@ class Auditor:
 
     def _cells(
         self, rollup: RollupCheck, account: str | None, slice_: Period
-    ) -> tuple[int, int, list[Finding], Sequence[int]]:
+    ) -> tuple[int, int, list[Finding], set[int]]:
         """Cells compared, cells that differ, the first of those, and the years in which they lie."""
-        statement = rollup_cells(rollup, account, slice_)
-        compared, differ, rows, years = self._rows(*statement)[0]
+        look = partial(self._differing, rollup_cells(rollup, account, slice_))
+        compared, differ, differing = look()
 
-        def again() -> Sequence[tuple[Any, ...]]:
+        def again() -> Sequence[tuple[int, int]]:
             nonlocal differ
-            _, now, shown, _ = self._rows(*statement)[0]
+            _, now, still = look()
             differ = min(differ, now)
-            return [tuple(row) for row in shown]
+            return still
 
-        rows = self._standing([tuple(row) for row in rows], again)
-        differ = (differ if differ > CELLS_SHOWN else len(rows)) if rows else 0
-        return compared, differ, found(f"rollup {rollup.table}", rollup.keys, rows), years if rows else ()
+        standing = self._standing(differing, again)
+        if not standing:
+            return compared, 0, [], set()
+        shown = [fingerprint for fingerprint, _ in standing[:CELLS_SHOWN]]
+        rows = self._rows(*rollup_differences(rollup, account, slice_, shown))
+        years = {year for _, year in standing}
+        drift = differ if differ > CELLS_FOLLOWED else len(standing)
+        return compared, drift, found(f"rollup {rollup.table}", rollup.keys, rows), years
+
+    def _differing(self, statement: tuple[str, Mapping[str, Any]]) -> tuple[int, int, Sequence[tuple[int, int]]]:
+        ((compared, differ, differing),) = self._rows(*statement)
+        return compared, differ, [(fingerprint, year) for fingerprint, year in differing]
 
     def _standing(self, rows: Sequence[_R], again: Callable[[], Sequence[_R]]) -> Sequence[_R]:
         """What is found again with the same difference however often one looks: the rest was under way."""

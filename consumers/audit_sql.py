@@ -15,6 +15,7 @@ from consumers.windows import CELL, DAY, Period, covering
 
 FOUND_MAX: Final = 10_000  # rows of one check: past that a store is rebuilt, not read
 CELLS_SHOWN: Final = 100
+CELLS_FOLLOWED: Final = 10_000  # differing cells of one slice that are looked for again; 12 bytes each
 
 VERDICTS: Final = ("events", "accepted", "duplicates", "conflicts", "rejected", "rerouted")
 
@@ -423,9 +424,33 @@ ROLLUPS: Final[tuple[RollupCheck, ...]] = (
 def rollup_cells(check: RollupCheck, account: str | None, period: Period) -> tuple[str, dict[str, Any]]:
     """Compare each cell of a rollup that the period touches with facts and corrections, both ways.
 
-    One row: cells compared, cells that differ, up to CELLS_SHOWN of those as tuples of keys and message, and the years
-    of all that differ.
+    One row: cells compared, cells that differ, and (fingerprint, year) of up to CELLS_FOLLOWED of those. A fingerprint
+    is of a cell and its difference, and the least ones are taken: whoever looks twice meets the same ones again, in
+    whatever order the store works and however many others are under way.
     """
+    cells, parameters = _compared_cells(check, account, period)
+    sql = (
+        "SELECT count() AS compared, countIf(message != '') AS broken,"
+        f" groupArraySortedIf({CELLS_FOLLOWED})((fingerprint, year), message != '')\nFROM\n(\n{cells}\n)"
+    )
+    return sql, parameters
+
+
+def rollup_differences(
+    check: RollupCheck, account: str | None, period: Period, fingerprints: Sequence[int]
+) -> tuple[str, dict[str, Any]]:
+    """The cells with these fingerprints: rows of keys and message."""
+    cells, parameters = _compared_cells(check, account, period)
+    keys = ", ".join(f"toString({key})" for key in check.keys)
+    sql = (
+        f"SELECT {keys}, message\nFROM\n(\n{cells}\n)\n"
+        f"WHERE message != '' AND fingerprint IN {{fingerprints:Array(UInt64)}}\nORDER BY {', '.join(check.keys)}"
+    )
+    return sql, {**parameters, "fingerprints": list(fingerprints)}
+
+
+def _compared_cells(check: RollupCheck, account: str | None, period: Period) -> tuple[str, dict[str, Any]]:
+    """Each cell's keys, year, message ('' where all is well) and fingerprint."""
     cells = covering(period, DAY if check.time == "day" else CELL)
     shape = "%Y-%m-%d" if check.time == "day" else "%Y-%m-%d %H:%M:%S"
     type_ = "Date" if check.time == "day" else "DateTime('UTC')"
@@ -449,12 +474,9 @@ def rollup_cells(check: RollupCheck, account: str | None, period: Period) -> tup
         f"        FROM\n        (\n{_signed(check, within)}\n        )\n        GROUP BY {keys}"
     )
     sql = (
-        f"SELECT count() AS compared, countIf(message != '') AS broken,"
-        f" groupArrayIf({CELLS_SHOWN})(({', '.join(f'toString({k})' for k in check.keys)}, message), message != ''),"
-        f" arraySort(groupUniqArrayIf(toYear({check.time}), message != '')) AS years"
-        f"\nFROM\n(\n    SELECT {keys}, {_message(check)}\n    FROM\n    (\n{stated}\n        UNION ALL\n{found}\n"
-        "    )\n"
-        f"    GROUP BY {keys}\n)"
+        f"    SELECT {keys}, toYear({check.time}) AS year, {_message(check)},"
+        f" cityHash64({keys}, message) AS fingerprint\n"
+        f"    FROM\n    (\n{stated}\n        UNION ALL\n{found}\n    )\n    GROUP BY {keys}"
     )
     return sql, parameters
 

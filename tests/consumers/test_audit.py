@@ -207,6 +207,25 @@ def test_what_is_still_under_way_is_no_drift(filled: Store) -> None:
     assert _audit(filled).drift == 0
 
 
+def test_one_broken_cell_is_found_among_thousands_under_way(filled: Store) -> None:
+    """However many cells change between two looks, the one that stays wrong is followed and named."""
+
+    def count_elsewhere(_: float = 0) -> None:
+        filled.command(
+            "INSERT INTO events_15m SELECT cell.* REPLACE (addMinutes(toDateTime('2031-01-01 00:00:00', 'UTC'), 15 * number)"
+            " AS bucket) FROM (SELECT * FROM events_15m WHERE account = 'acme' LIMIT 1) AS cell"
+            " CROSS JOIN numbers(3000) AS n",
+            settings={"insert_deduplicate": 0},
+        )
+
+    filled.command("INSERT INTO events_15m SELECT * FROM events_15m WHERE account = 'acme' ORDER BY bucket LIMIT 1")
+    ((bucket,),) = filled.query("SELECT toString(min(bucket)) FROM events_15m WHERE account = 'acme'").rows
+    count_elsewhere()
+    report = Auditor(filled, topic="tally.events", pauses_s=(0.01, 0.01, 0.01), sleep=count_elsewhere).run()
+    assert [(finding.check, finding.where["bucket"]) for finding in report.findings] == [("rollup events_15m", bucket)]
+    assert (report.drift, report.broken) == (1, (("events_15m", 2024),))
+
+
 def test_cells_can_be_checked_for_one_account_and_period(filled: Store) -> None:
     """Damage outside of what was asked for is not compared; inside it is."""
     _invent_rollup_cell(filled)
