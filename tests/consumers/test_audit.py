@@ -211,10 +211,10 @@ def test_one_broken_cell_is_found_among_thousands_under_way(filled: Store) -> No
     """However many cells change between two looks, the one that stays wrong is followed and named."""
 
     def count_elsewhere(_: float = 0) -> None:
+        bucket = "addMinutes(toDateTime('2031-01-01 00:00:00', 'UTC'), 15 * number) AS bucket"
         filled.command(
-            "INSERT INTO events_15m SELECT cell.* REPLACE (addMinutes(toDateTime('2031-01-01 00:00:00', 'UTC'), 15 * number)"
-            " AS bucket) FROM (SELECT * FROM events_15m WHERE account = 'acme' LIMIT 1) AS cell"
-            " CROSS JOIN numbers(3000) AS n",
+            f"INSERT INTO events_15m SELECT cell.* REPLACE ({bucket})"
+            " FROM (SELECT * FROM events_15m WHERE account = 'acme' LIMIT 1) AS cell CROSS JOIN numbers(3000) AS n",
             settings={"insert_deduplicate": 0},
         )
 
