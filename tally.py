@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial, wraps
@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 import click
 import msgspec
 import orjson
-import structlog
 from litestar import Litestar, Request, Router
 from litestar.di import Provide
 from pydantic import ValidationError
@@ -64,6 +63,7 @@ from pipeline.adapters.kafka_admin import (
 from pipeline.block import Place
 from pipeline.catalog_file import Change, apply_file, plan, read_catalog_file, render_plan
 from pipeline.catalog_service import CatalogService
+from pipeline.connecting import until_connected
 from pipeline.event import EventError
 from pipeline.logs import configure_logs
 from pipeline.metrics import AuditMetrics
@@ -432,8 +432,8 @@ def make_api() -> Litestar:
 
     @asynccontextmanager
     async def connected(_: Litestar) -> AsyncIterator[None]:
-        await _until_connected(writer.start, LogUnavailable)
-        await _until_connected(client.start, CatalogUnavailable)
+        await until_connected(writer.start, LogUnavailable)
+        await until_connected(client.start, CatalogUnavailable)
         yield
         await client.stop()
         await ranges.stop()
@@ -471,23 +471,6 @@ def _receipts(settings: Settings, store: Store, ranges: LogRanges) -> ReceiptRea
 def _account(request: Request[Any, Any, Any]) -> str:
     account: str = request.state.principal.account
     return account
-
-
-async def _until_connected(
-    start: Callable[[], Awaitable[_T]], away: type[Exception], *, patience_s: float = float("inf")
-) -> _T:
-    """Processes come up before Kafka may: they wait, and say so. Raises what `start` raised past the patience."""
-    give_up_s = time.monotonic() + patience_s
-    wait_s = 0.2
-    while True:
-        try:
-            return await start()
-        except away as error:
-            if time.monotonic() + wait_s > give_up_s:
-                raise
-            structlog.get_logger(__name__).warning("waiting_to_start", error=str(error), retry_s=wait_s)
-        await asyncio.sleep(wait_s)
-        wait_s = min(wait_s * 2, 5.0)
 
 
 @asynccontextmanager
@@ -668,7 +651,9 @@ def send(  # noqa: PLR0917 - click passes them by name
             if url and key:
                 async with ApiDestination(url, key) as destination:
                     return await sender(destination=destination, progress=bar)
-            async with _kafka_destination(settings, account or settings.default_account) as direct:
+            async with _publishing(settings) as (publisher, version):
+                to = account or settings.default_account
+                direct = KafkaDestination(publisher, account=to, catalog_version=version)
                 return await sender(destination=direct, progress=bar)
 
     try:
@@ -683,15 +668,15 @@ def send(  # noqa: PLR0917 - click passes them by name
 
 
 @asynccontextmanager
-async def _kafka_destination(settings: Settings, account: str) -> AsyncIterator[KafkaDestination]:
+async def _publishing(settings: Settings) -> AsyncIterator[tuple[Publisher, int]]:
+    """A publisher, and the version of the catalog that its records are stamped with."""
     writer = RecordWriter(settings)
     ranges = LogRanges(settings)
-    await _until_connected(writer.start, LogUnavailable, patience_s=PATIENCE_S)
+    await until_connected(writer.start, LogUnavailable, patience_s=PATIENCE_S)
     try:
-        publisher = Publisher(writer, topic=settings.topic_events, partitions=settings.partitions)
         catalog_end = partial(ranges.bounds, settings.topic_catalog, 0)
-        _, end = await _until_connected(catalog_end, LogUnavailable, patience_s=PATIENCE_S)
-        yield KafkaDestination(publisher, account=account, catalog_version=end - 1)
+        _, end = await until_connected(catalog_end, LogUnavailable, patience_s=PATIENCE_S)
+        yield Publisher(writer, topic=settings.topic_events, partitions=settings.partitions), end - 1
     finally:
         await ranges.stop()
         await writer.stop()
@@ -915,7 +900,15 @@ async def _replay(
 
     summary: dict[str, Any] = {"chosen": 0, "sent": 0, "valid": 0, "refused": 0, "dry_run": dry_run, "lines": []}
     with ReplayProgress(Console(stderr=True), total) as bar:
-        async with _replayer(settings, note, mends) as replayer:
+        async with _publishing(settings) as (publisher, version):
+            replayer = Replayer(
+                publisher,
+                note,
+                clock_us=_now_us,
+                ahead_max_us=settings.ahead_max_hours * 3_600_000_000,
+                catalog_version=version,
+                mends=mends,
+            )
             while summary["chosen"] < total and (page := await asyncio.to_thread(next, pages, None)):
                 lines = page[: total - summary["chosen"]]
                 done = replayer.check(lines) if dry_run else await replayer.replay(lines)
@@ -958,29 +951,6 @@ def _pairs(option: str, given: Sequence[str]) -> tuple[tuple[str, str], ...]:
             raise click.UsageError(f"{option} {text}: give NAME=VALUE")
         pairs.append((name, value))
     return tuple(pairs)
-
-
-@asynccontextmanager
-async def _replayer(
-    settings: Settings, note: Callable[[Sequence[ReplayNote]], Awaitable[None]], mends: Mends
-) -> AsyncIterator[Replayer]:
-    writer = RecordWriter(settings)
-    ranges = LogRanges(settings)
-    await _until_connected(writer.start, LogUnavailable, patience_s=PATIENCE_S)
-    try:
-        catalog_end = partial(ranges.bounds, settings.topic_catalog, 0)
-        _, end = await _until_connected(catalog_end, LogUnavailable, patience_s=PATIENCE_S)
-        yield Replayer(
-            Publisher(writer, topic=settings.topic_events, partitions=settings.partitions),
-            note,
-            clock_us=_now_us,
-            ahead_max_us=settings.ahead_max_hours * 3_600_000_000,
-            catalog_version=end - 1,
-            mends=mends,
-        )
-    finally:
-        await ranges.stop()
-        await writer.stop()
 
 
 @cli.command()

@@ -31,6 +31,7 @@ from pipeline.adapters.kafka_admin import (
 )
 from pipeline.block import Place
 from pipeline.catalog_mirror import CatalogMirror
+from pipeline.connecting import until_connected
 from pipeline.fail_points import fail_points
 from pipeline.metrics import WorkerMetrics
 from pipeline.migrate import MigrationError, pending
@@ -128,8 +129,8 @@ class Worker:
         self._life = await self._until_there(self._look_at_topic, BrokerUnavailable)
         await self._until_there(self._check_clock, StoreUnavailable, StoreError)
         await self._until_there(self._check_store, StoreUnavailable, StoreError)
-        await self._connected(self._writer.start, LogUnavailable)
-        await self._connected(self._catalog.start, CatalogUnavailable)
+        await until_connected(self._writer.start, LogUnavailable)
+        await until_connected(self._catalog.start, CatalogUnavailable)
         mirror = CatalogMirror(self._catalog, self._store, self._settings.topic_catalog)
         self._tasks = [
             asyncio.create_task(self._look_at_ends(), name="look at ends"),
@@ -330,17 +331,7 @@ class Worker:
         async def once() -> Any:
             return await asyncio.get_running_loop().run_in_executor(self._io, work)
 
-        return await self._connected(once, *away)
-
-    async def _connected(self, work: Any, *away: type[Exception]) -> Any:
-        wait_s = 0.2
-        while True:
-            try:
-                return await work()
-            except away as error:
-                log.warning("waiting_to_start", error=str(error), retry_s=wait_s)
-            await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * 2, 5.0)
+        return await until_connected(once, *away)
 
     async def _look_at_ends(self) -> None:
         """Each second: how long the partitions are, and whether a session has lost its partition. Does not wait for

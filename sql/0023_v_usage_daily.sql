@@ -1,4 +1,5 @@
 -- Usage for people: states merged, all revisions of a feature together.
+-- Rows of account '' are the worker's marks (pipeline.stages.sink), no usage.
 CREATE VIEW IF NOT EXISTS v_usage_daily
 (
     account   String COMMENT 'Tenant',
@@ -25,6 +26,7 @@ SELECT
     max(r.max_value) AS largest,
     argMaxMerge(r.latest) AS latest
 FROM usage_client_day AS r
+WHERE r.account != ''
 GROUP BY
     account,
     feature,

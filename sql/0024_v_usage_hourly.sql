@@ -1,4 +1,5 @@
 -- Account-wide usage for people, by UTC hour.
+-- Rows of account '' are the worker's marks (pipeline.stages.sink), no usage.
 CREATE VIEW IF NOT EXISTS v_usage_hourly
 (
     account  String COMMENT 'Tenant',
@@ -21,6 +22,7 @@ SELECT
     max(r.max_value) AS largest,
     argMaxMerge(r.latest) AS latest
 FROM usage_15m AS r
+WHERE r.account != ''
 GROUP BY
     account,
     feature,

@@ -1,4 +1,5 @@
 -- Account-wide usage for people, by the values of string dimensions.
+-- Rows of account '' are the worker's marks (pipeline.stages.sink), no usage.
 CREATE VIEW IF NOT EXISTS v_usage_by_dimension_daily
 (
     account   String COMMENT 'Tenant',
@@ -23,6 +24,7 @@ SELECT
     min(r.min_value) AS smallest,
     max(r.max_value) AS largest
 FROM usage_dimension_15m AS r
+WHERE r.account != ''
 GROUP BY
     account,
     feature,

@@ -1,4 +1,5 @@
 -- Distinct values for people.
+-- Rows of account '' are the worker's marks (pipeline.stages.sink), no usage.
 CREATE VIEW IF NOT EXISTS v_uniques_daily
 (
     account   String COMMENT 'Tenant',
@@ -26,6 +27,7 @@ FROM
         day,
         distinct_hash
     FROM usage_uniques_client_day
+    WHERE account != ''
     GROUP BY
         account,
         feature,

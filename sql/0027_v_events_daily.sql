@@ -1,4 +1,5 @@
 -- Events by name for people: also those that no feature meters.
+-- Rows of account '' are the worker's marks (pipeline.stages.sink), no usage.
 CREATE VIEW IF NOT EXISTS v_events_daily
 (
     account    String COMMENT 'Tenant',
@@ -23,6 +24,7 @@ SELECT
     min(r.min_value) AS smallest,
     max(r.max_value) AS largest
 FROM events_client_day AS r
+WHERE r.account != ''
 GROUP BY
     account,
     event_name,

@@ -1,4 +1,5 @@
 -- Events by dimension for people.
+-- Rows of account '' are the worker's marks (pipeline.stages.sink), no usage.
 CREATE VIEW IF NOT EXISTS v_events_by_dimension_daily
 (
     account    String COMMENT 'Tenant',
@@ -25,6 +26,7 @@ SELECT
     min(r.min_value) AS smallest,
     max(r.max_value) AS largest
 FROM events_dimension_15m AS r
+WHERE r.account != ''
 GROUP BY
     account,
     event_name,

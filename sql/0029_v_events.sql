@@ -1,4 +1,5 @@
 -- Facts for people.
+-- Rows of account '' are the worker's marks (pipeline.stages.sink), no usage.
 CREATE VIEW IF NOT EXISTS v_events
 (
     account        String COMMENT 'Tenant',
@@ -38,4 +39,5 @@ SELECT
     `offset`,
     line
 FROM events
+WHERE account != ''
 COMMENT 'Every counted event';
