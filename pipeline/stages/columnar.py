@@ -57,7 +57,6 @@ from pipeline.stages.scan import (
     split,
 )
 from pipeline.stages.sink import (
-    COLUMNS,
     Block,
     MonthEntry,
     checksum,
@@ -309,8 +308,7 @@ class Columns:
         months = _months(self, accepted)
         rows = None
         if len(accepted):
-            columns = _columns(self, accepted, mapper, place, start, catalog_version)
-            batch = pa.RecordBatch.from_arrays([columns[name] for name in COLUMNS], names=list(COLUMNS))
+            batch = pa.RecordBatch.from_pydict(_columns(self, accepted, mapper, place, start, catalog_version))
             append_max = int(self.append_ms[accepted].max())
             tail = marks(
                 place,

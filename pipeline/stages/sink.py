@@ -22,38 +22,6 @@ from pipeline.event import Event
 from pipeline.stages.mapping import DimensionValue, Mapper, Meter
 
 MARK_ACCOUNT: Final = ""
-#: The columns of `ingest`, in the order of a block's rows.
-COLUMNS: Final = (
-    "account",
-    "client_id",
-    "entity_id",
-    "timestamp",
-    "append_time",
-    "transaction_id",
-    "id_hash",
-    "event_name",
-    "feature_id",
-    "kind",
-    "target_id",
-    "value",
-    "data",
-    "meters.feature",
-    "meters.rev",
-    "meters.quantity",
-    "meters.distinct_hash",
-    "dims.name",
-    "dims.rev",
-    "dims.text",
-    "dims.number",
-    "dims.is_number",
-    "catalog_version",
-    "epoch",
-    "partition",
-    "offset",
-    "line",
-    "block_start",
-    "content_hash",
-)
 _DECIMAL = pa.decimal128(38, 9)
 _HASH = pa.binary(16)
 _MICROSECONDS = pa.timestamp("us", "UTC")
@@ -349,7 +317,7 @@ def _columns(
         "block_start": pa.repeat(pa.scalar(start, pa.uint64()), total),
         "content_hash": number((line.content for line in accepted), 0, pa.uint64()),
     }
-    return pa.RecordBatch.from_arrays([columns[name] for name in COLUMNS], names=list(COLUMNS))
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def _repeats(lines: Sequence[Line], place: Place, start: int) -> pa.RecordBatch | None:
