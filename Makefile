@@ -25,8 +25,10 @@ help:
 demo: $(INSTALLED)
 	@$(BIN)/python tests/demo/demo.py $(ARGS)
 
+# Each of JOBS processes has a stack of its own; most tests wait more than they compute.
+JOBS ?= 3
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Two minutes with QUICK=1; otherwise the planted bugs first, which the harness must find, then MINUTES of rounds.
 MINUTES ?= $(if $(QUICK),2,60)

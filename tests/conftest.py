@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 from docker_stack import docker_chosen, mark_shared, start_docker_stack
 from running_stack import RunningStack, Tenant, fresh_tenant, start_stack
+from stored_events import emptied, fresh_store
 
 from pipeline.adapters.clickhouse import Store
 
@@ -22,10 +23,15 @@ hypothesis.settings.load_profile("without_deadline")
 _SHORT_LEASE = {"TALLY_LEASE_S": "12", "TALLY_DEADLINE_S": "24", "TALLY_CLOCK_SKEW_MAX_S": "1"}
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks the tests that run on containers too."""
+_LONG = ("e2e", "demo", "faults", "docker")  # minutes each: begun first, so that no process is left with one at the end
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Marks the tests that run on containers too; the long ones come first, in whatever order they have among them."""
     mark_shared(config, items)
+    yield
+    items.sort(key=lambda item: item.path.parent.name not in _LONG)
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +65,20 @@ def stack_store(stack: RunningStack) -> Iterator[Store]:
     store = Store(stack.settings)
     yield store
     store.close()
+
+
+@pytest.fixture(scope="session")
+def migrated_store(clickhouse_url: str) -> Iterator[Store]:
+    """A database beside the stack's own, migrated once."""
+    store = fresh_store(clickhouse_url)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def store(migrated_store: Store) -> Store:
+    """The same with no rows in it and no tokens remembered."""
+    return emptied(migrated_store)
 
 
 @pytest.fixture

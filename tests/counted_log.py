@@ -27,23 +27,32 @@ HEADERS: tuple[Header, ...] = (("account", b"acme"),)
 AHEAD_MAX_US = 10**15
 
 
-def catalog() -> Catalog:
-    """An account `acme` with features of several aggregations and a dimension of each type."""
-    calls: Any = {"account": "acme", "event_names": ("call",)}
-    records = [
-        encode_account(Account(id="acme", name="Acme", mode="live"), "0"),
-        encode_feature(Feature(id="calls", name="Calls", aggregation="count", **calls), "1"),
-        encode_feature(Feature(id="tokens", name="Tokens", value_key="tokens", **calls), "2"),
-        encode_feature(Feature(id="peak", name="Peak", aggregation="max", value_key="tokens", **calls), "3"),
-        encode_feature(Feature(id="last", name="Last", aggregation="latest", **calls), "4"),
-        encode_feature(Feature(id="users", name="Users", aggregation="unique", unique_key="user", **calls), "5"),
-        encode_dimension(Dimension(account="acme", key="model", type="string"), "6"),
-        encode_dimension(Dimension(account="acme", key="seconds", type="number"), "7"),
-    ]
+def catalog_of(features: Iterable[Feature], dimensions: Iterable[Dimension]) -> Catalog:
+    """An account `acme` with these, in the order of their revisions."""
+    records = [encode_account(Account(id="acme", name="Acme", mode="live"), "0")]
+    records += [encode_feature(feature, str(i)) for i, feature in enumerate(features)]
+    records += [encode_dimension(dimension, str(i)) for i, dimension in enumerate(dimensions)]
     made = Catalog()
     for offset, record in enumerate(records):
         made.apply(offset, *record)
     return made
+
+
+def catalog() -> Catalog:
+    """Features of several aggregations and a dimension of each type."""
+    calls: Any = {"account": "acme", "event_names": ("call",)}
+    features = [
+        Feature(id="calls", name="Calls", aggregation="count", **calls),
+        Feature(id="tokens", name="Tokens", value_key="tokens", **calls),
+        Feature(id="peak", name="Peak", aggregation="max", value_key="tokens", **calls),
+        Feature(id="last", name="Last", aggregation="latest", **calls),
+        Feature(id="users", name="Users", aggregation="unique", unique_key="user", **calls),
+    ]
+    dimensions = [
+        Dimension(account="acme", key="model", type="string"),
+        Dimension(account="acme", key="seconds", type="number"),
+    ]
+    return catalog_of(features, dimensions)
 
 
 MAPPERS = Mappers(catalog())

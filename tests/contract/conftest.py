@@ -1,14 +1,11 @@
 """Benches of the ports: each contract runs on the adapter with the running stack, and on the fake of the simulation."""
 
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
-from stored_events import emptied, fresh_store
 
-from pipeline.adapters.clickhouse import Store
 from pipeline.settings import Settings
 
 PARTITIONS = 2
@@ -21,17 +18,3 @@ def kafka_settings(kafka_bootstrap: str, tmp_path: Path) -> Settings:
     client = AdminClient({"bootstrap.servers": kafka_bootstrap})
     client.create_topics([NewTopic(name, PARTITIONS, 1)])[name].result(20)
     return Settings(home=tmp_path, kafka=kafka_bootstrap, topic_events=name, group=name, partitions=PARTITIONS)
-
-
-@pytest.fixture(scope="package")
-def migrated_store(clickhouse_url: str) -> Iterator[Store]:
-    """A database of its own on the engine of the session."""
-    store = fresh_store(clickhouse_url)
-    yield store
-    store.close()
-
-
-@pytest.fixture
-def store(migrated_store: Store) -> Store:
-    """The same with no rows in it and no tokens remembered."""
-    return emptied(migrated_store)

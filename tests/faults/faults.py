@@ -16,6 +16,7 @@ from typing import Final
 
 import httpx
 from cluster import Cluster, ClusterError, until
+from store_contents import TARGETS
 from watch import PartWatch
 
 from pipeline.fail_points import POINTS
@@ -24,17 +25,6 @@ from pipeline.fail_points import POINTS
 SILENT_S: Final = 8.0
 _STRIKE_S: Final = 30.0
 _FACTS: Final = "events"
-_TABLES: Final = (
-    "events",
-    "event_ids",
-    "usage_client_day",
-    "usage_15m",
-    "usage_dimension_15m",
-    "usage_uniques_client_day",
-    "events_client_day",
-    "events_15m",
-    "events_dimension_15m",
-)
 
 
 class NotStruck(Exception):  # noqa: N818
@@ -218,7 +208,7 @@ def _kill_engine_when(told: Callable[[random.Random], Callable[[str, bool, str],
 
 
 def _part_folders(cluster: Cluster) -> dict[str, Path]:
-    names = ", ".join(f"'{table}'" for table in _TABLES)
+    names = ", ".join(f"'{table}'" for table in TARGETS)
     sql = f"SELECT name, data_paths[1] FROM system.tables WHERE database = 'tally' AND name IN ({names}) FORMAT TSV"
 
     def ask() -> str:
@@ -253,7 +243,7 @@ def _months(draw: random.Random) -> Callable[[str, bool, str], bool]:
 
 def _a_view(draw: random.Random) -> Callable[[str, bool, str], bool]:
     facts: list[str] = []
-    target = draw.choice([table for table in _TABLES if table != _FACTS])
+    target = draw.choice([table for table in TARGETS if table != _FACTS])
 
     def told(table: str, begun: bool, name: str) -> bool:
         if table == _FACTS and not begun:

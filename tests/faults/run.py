@@ -25,7 +25,7 @@ from typing import Any, Final
 
 _HERE: Final = Path(__file__).resolve().parent
 sys.path.insert(0, str(_HERE))
-sys.path.insert(1, str(_HERE.parents[1]))
+sys.path[1:1] = [str(_HERE.parent), str(_HERE.parents[1])]
 
 import clock_faults  # noqa: E402
 import disk_faults  # noqa: E402,F401 - puts its faults into the registry
@@ -41,10 +41,9 @@ from oracle import Oracle, Report  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
 from rich.table import Table  # noqa: E402
+from running_stack import catalog_of  # noqa: E402
 
-from pipeline.adapters.catalog_log import CatalogClient, KafkaCatalogLog  # noqa: E402
 from pipeline.catalog_file import apply_file, read_catalog_file  # noqa: E402
-from pipeline.catalog_service import CatalogService  # noqa: E402
 from pipeline.settings import Settings  # noqa: E402
 
 RESULTS: Final = _HERE / "results.ndjson"
@@ -153,14 +152,9 @@ class Driver:
 async def _account(cluster: Cluster, account: str) -> str:
     """A fresh account with the harness's catalog; its key."""
     settings = Settings(home=cluster.folder, kafka=cluster.kafka, clickhouse=cluster.clickhouse)
-    client = CatalogClient(KafkaCatalogLog(settings))
-    await client.start()
-    try:
-        service = CatalogService(client)
+    async with catalog_of(settings) as service:
         key = (await service.ensure_first_account(account)).secret
         await apply_file(service, read_catalog_file(CATALOG), account=account)
-    finally:
-        await client.stop()
     return str(key)
 
 

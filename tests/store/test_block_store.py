@@ -4,19 +4,20 @@ import json
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 import msgspec
 import pytest
+from counted_log import FAR_MS, MAPPERS, VERSION, catalog_of, events
 from store_contents import TARGETS, contents
 
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.gap_store import Gap, GapStore
 from pipeline.block import LogRecord, Place
-from pipeline.catalog import Account, Catalog, Dimension, Feature, encode_account, encode_dimension, encode_feature
+from pipeline.catalog import Dimension, Feature
 from pipeline.going_on import is_gap
 from pipeline.ports import Border, Epoch, Progress, StoreError
 from pipeline.stages.build import build_block
@@ -24,40 +25,11 @@ from pipeline.stages.mapping import Mapper, Mappers
 from pipeline.stages.sink import MARK_ACCOUNT, Block
 
 TOPIC = "tally.events"
-FIRST = datetime(2025, 11, 20, tzinfo=UTC)
 STATED_MS = 1_767_225_600_123
-FAR_MS = 4_000_000_000_000
 ROLLUPS = TARGETS[2:]
 
 
-def _mapper() -> Mapper:
-    """Features of several aggregations, a dimension of each type."""
-    calls: Any = {"account": "acme", "event_names": ("call",)}
-    features = [
-        Feature(id="calls", name="Calls", aggregation="count", **calls),
-        Feature(id="tokens", name="Tokens", value_key="tokens", **calls),
-        Feature(id="peak", name="Peak", aggregation="max", value_key="tokens", **calls),
-        Feature(id="last", name="Last", aggregation="latest", **calls),
-        Feature(id="users", name="Users", aggregation="unique", unique_key="user", **calls),
-    ]
-    dimensions = [
-        Dimension(account="acme", key="model", type="string"),
-        Dimension(account="acme", key="seconds", type="number"),
-    ]
-    return _mapper_of(features, dimensions)
-
-
-def _mapper_of(features: Iterable[Feature], dimensions: Iterable[Dimension]) -> Mapper:
-    catalog = Catalog()
-    records = [encode_account(Account(id="acme", name="Acme", mode="live"), "0")]
-    records += [encode_feature(feature, str(i)) for i, feature in enumerate(features)]
-    records += [encode_dimension(dimension, str(i)) for i, dimension in enumerate(dimensions)]
-    for offset, record in enumerate(records):
-        catalog.apply(offset, *record)
-    return Mappers(catalog).at(catalog.version)
-
-
-MAPPER = _mapper()
+MAPPER = MAPPERS.at(VERSION)
 
 
 @dataclass
@@ -91,29 +63,6 @@ class Partition:
 
 
 _HEADERS = (("account", b"acme"),)
-
-
-def _events(seed: int, number: int, days: int) -> list[str]:
-    """Events from FIRST on, over so many days."""
-    draw = random.Random(seed)
-    return [
-        json.dumps(
-            {
-                "clientId": draw.choice(("anna", "ben")),
-                "timestamp": (FIRST + timedelta(seconds=draw.randrange(days * 86_400))).isoformat(),
-                "transactionId": f"{seed}-{i}",
-                "eventName": draw.choice(("call", "call", "mail")),
-                "value": draw.randrange(-5, 100),
-                "data": {
-                    "tokens": draw.randrange(1000),
-                    "user": draw.choice("abc"),
-                    "model": draw.choice(("large", "small")),
-                    "seconds": draw.randrange(100),
-                },
-            }
-        )
-        for i in range(number)
-    ]
 
 
 @pytest.fixture
@@ -178,7 +127,7 @@ def test_the_ledger_gives_the_newest_block_back_as_its_intent(blocks: BlockStore
     """To the bit, for blocks with rows and without, by partition and epoch."""
     partition = Partition()
     assert blocks.last_block(0, 0) is None
-    for block in (partition.block(_events(1, 20, 60)), partition.block([], skip=5), partition.block(["{"])):
+    for block in (partition.block(events(1, 20, 60)), partition.block([], skip=5), partition.block(["{"])):
         blocks.write_ledger(block, STATED_MS)
         assert blocks.last_block(0, 0) == block.intent(STATED_MS)
     assert blocks.last_block(0, 1) is None
@@ -188,9 +137,9 @@ def test_the_ledger_gives_the_newest_block_back_as_its_intent(blocks: BlockStore
 def test_the_ledger_is_idempotent_and_keeps_the_latest_statement(store: Store, blocks: BlockStore) -> None:
     """The same block thrice is one head row and one row a month, with exact counts and sums."""
     partition = Partition()
-    lines = _events(1, 50, 60)
+    lines = events(1, 50, 60)
     partition.block(lines[:5])
-    block = partition.block([*lines, lines[7].replace("anna", "eve").replace("ben", "eve"), "nonsense"])
+    block = partition.block([*lines, lines[7].replace(b"anna", b"eve").replace(b"ben", b"eve"), "nonsense"])
     for stated in (STATED_MS, STATED_MS, STATED_MS + 5000):
         blocks.write_ledger(block, stated)
     assert blocks.last_block(0, 0) == block.intent(STATED_MS + 5000)
@@ -224,8 +173,8 @@ def test_how_far_was_counted_before_an_offset(blocks: BlockStore) -> None:
 def test_a_block_inserted_thrice_is_there_once(store: Store, blocks: BlockStore) -> None:
     """In facts, ids and every rollup, with other deadlines too; what it holds is what was sent."""
     partition = Partition()
-    _put(blocks, partition.block(_events(1, 30, 90)))
-    lines = _events(2, 300, 90)
+    _put(blocks, partition.block(events(1, 30, 90)))
+    lines = events(2, 300, 90)
     block = partition.block(lines)
     _put(blocks, block)
     once = contents(store)
@@ -233,7 +182,7 @@ def test_a_block_inserted_thrice_is_there_once(store: Store, blocks: BlockStore)
         blocks.insert(block, deadline)
     assert contents(store) == once
     assert blocks.landed(block).complete
-    sent = [json.loads(line) for line in (*_events(1, 30, 90), *lines)]
+    sent = [json.loads(line) for line in (*events(1, 30, 90), *lines)]
     totals = store.query(f"SELECT count(), sum(value) FROM events WHERE account != '{MARK_ACCOUNT}'").rows
     assert totals == [(len(sent), Decimal(sum(event["value"] for event in sent)))]
     calls = [event for event in sent if event["eventName"] == "call"]
@@ -246,10 +195,11 @@ def test_a_block_is_one_part_of_a_view_however_many_rows_it_makes(store: Store, 
     """More rows than the server puts into one part by itself: they would part from the mark that stands for them."""
     number, features, dimensions = 9_000, 12, 10
     calls: Any = {"account": "acme", "event_names": ("call",), "aggregation": "count"}
-    mapper = _mapper_of(
+    catalog = catalog_of(
         [Feature(id=f"f{i}", name=f"F{i}", **calls) for i in range(features)],
         [Dimension(account="acme", key=f"d{i}", type="string") for i in range(dimensions)],
     )
+    mapper = Mappers(catalog).at(catalog.version)
     data = [json.dumps({f"d{d}": f"v{i}" for d in range(dimensions)}) for i in range(number)]
     head = '"clientId":"anna","timestamp":"2025-11-20T10:00:00Z","eventName":"call"'
     block = Partition().block(
@@ -266,7 +216,7 @@ def test_a_block_is_one_part_of_a_view_however_many_rows_it_makes(store: Store, 
 def test_landed_before_and_after(blocks: BlockStore) -> None:
     """Nothing, then everything, month by month, whatever lies there from blocks before."""
     partition = Partition()
-    before, block = partition.block(_events(1, 40, 90)), partition.block(_events(2, 40, 60))
+    before, block = partition.block(events(1, 40, 90)), partition.block(events(2, 40, 60))
     _put(blocks, before)
     blocks.write_ledger(block, STATED_MS)
     months = _months(block)
@@ -282,7 +232,7 @@ def test_landed_before_and_after(blocks: BlockStore) -> None:
 
 def test_partitions_and_epochs_do_not_stand_in_for_each_other(blocks: BlockStore) -> None:
     """The same range of another partition, or of another life of the topic, is another block."""
-    lines = _events(1, 40, 60)
+    lines = events(1, 40, 60)
     _put(blocks, Partition().block(lines))
     other = Partition(epoch=1).block(lines)
     blocks.write_ledger(other, STATED_MS)
@@ -303,9 +253,9 @@ def test_a_block_without_rows_is_complete(blocks: BlockStore) -> None:
 def test_a_table_that_a_block_did_not_reach_is_repaired_exactly(store: Store, blocks: BlockStore, table: str) -> None:
     """It alone is missing, and after the repair every table holds what it held, states included."""
     partition = Partition()
-    _put(blocks, partition.block(_events(1, 60, 70)))
+    _put(blocks, partition.block(events(1, 60, 70)))
     before = _parts(store)
-    block = partition.block(_events(2, 200, 70))
+    block = partition.block(events(2, 200, 70))
     _put(blocks, block)
     whole = contents(store)
     _drop(store, [part for part in _parts(store) - before if part[0] == table])
@@ -326,9 +276,9 @@ def test_whatever_parts_are_missing_a_repair_brings_them_back(store: Store, bloc
     """A kill leaves some of a block's parts: single months of facts, single years of rollups, in several tables."""
     draw = random.Random(seed)
     partition = Partition()
-    _put(blocks, partition.block(_events(1, 60, 100)))
+    _put(blocks, partition.block(events(1, 60, 100)))
     before = _parts(store)
-    block = partition.block(_events(2, 200, 100))
+    block = partition.block(events(2, 200, 100))
     _put(blocks, block)
     whole = contents(store)
     made = sorted(_parts(store) - before)
@@ -343,7 +293,7 @@ def test_whatever_parts_are_missing_a_repair_brings_them_back(store: Store, bloc
 @pytest.mark.usefixtures("unmerged")
 def test_a_repair_sent_twice_adds_nothing(store: Store, blocks: BlockStore) -> None:
     """Also when it goes by a reading from before the first one."""
-    block = Partition().block(_events(2, 100, 70))
+    block = Partition().block(events(2, 100, 70))
     _put(blocks, block)
     whole = contents(store)
     _drop(store, _parts(store))
@@ -356,7 +306,7 @@ def test_a_repair_sent_twice_adds_nothing(store: Store, blocks: BlockStore) -> N
 
 def test_rows_lost_by_a_mutation_are_noticed(store: Store, blocks: BlockStore) -> None:
     """A view's rows of the block and its mark are deleted, whose part and token stay."""
-    block = Partition().block(_events(2, 100, 30))
+    block = Partition().block(events(2, 100, 30))
     _put(blocks, block)
     whole = contents(store)
     store.command("ALTER TABLE usage_15m DELETE WHERE 1 SETTINGS mutations_sync = 2")
@@ -370,8 +320,8 @@ def test_rows_lost_by_a_mutation_are_noticed(store: Store, blocks: BlockStore) -
 def test_a_block_that_is_there_twice_is_surplus_everywhere(store: Store, blocks: BlockStore) -> None:
     """Under another token the engine takes it again; adding cannot mend that, and a repair leaves it alone."""
     partition = Partition()
-    _put(blocks, partition.block(_events(1, 40, 60)))
-    block = partition.block(_events(2, 40, 60))
+    _put(blocks, partition.block(events(1, 40, 60)))
+    block = partition.block(events(2, 40, 60))
     _put(blocks, block)
     other = Block(**{name: getattr(block, name) for name in block.__struct_fields__} | {"end": block.end + 1})
     blocks.insert(other, FAR_MS)
@@ -386,7 +336,7 @@ def test_a_block_that_is_there_twice_is_surplus_everywhere(store: Store, blocks:
 
 def test_an_insert_past_its_deadline_lands_nowhere(store: Store, blocks: BlockStore) -> None:
     """Refused by the server's clock; a later one may still insert the same block."""
-    block = Partition().block(_events(2, 40, 60))
+    block = Partition().block(events(2, 40, 60))
     blocks.write_ledger(block, STATED_MS)
     with pytest.raises(StoreError, match="in_time") as refused:
         blocks.insert(block, blocks.now_ms() - 1)
@@ -403,9 +353,9 @@ def test_an_insert_past_its_deadline_lands_nowhere(store: Store, blocks: BlockSt
 def test_ids_come_page_by_page(blocks: BlockStore) -> None:
     """All ids of the partition and no mark, as keys of the table, whatever a page holds; or those since a border."""
     one, other = Partition(), Partition(number=1)
-    first, second = one.block(_events(1, 70, 60)), one.block(_events(2, 30, 60))
+    first, second = one.block(events(1, 70, 60)), one.block(events(2, 30, 60))
     _put(blocks, first, second)
-    _put(blocks, other.block(_events(3, 10, 60)))
+    _put(blocks, other.block(events(3, 10, 60)))
     for most in (1000, 7):
         for since, expected in ((Border(0, 0), one.seen), (Border(0, second.start), second.sightings)):
             found: list[bytes] = []
@@ -419,8 +369,8 @@ def test_ids_come_page_by_page(blocks: BlockStore) -> None:
 def test_ids_are_found_with_their_first_sightings(blocks: BlockStore) -> None:
     """Exactly as the table had them; unknown ones and those of other partitions are absent."""
     one, other = Partition(), Partition(number=1)
-    _put(blocks, one.block(_events(1, 70, 60)), one.block(_events(2, 30, 60)))
-    _put(blocks, other.block(_events(3, 10, 60)))
+    _put(blocks, one.block(events(1, 70, 60)), one.block(events(2, 30, 60)))
+    _put(blocks, other.block(events(3, 10, 60)))
     asked = [*one.seen, *other.seen, bytes(15) + b"x"]
     assert blocks.find(0, asked) == one.seen
     assert blocks.find(0, asked[:1] * 5_000) == dict(list(one.seen.items())[:1])
@@ -430,7 +380,7 @@ def test_ids_are_found_with_their_first_sightings(blocks: BlockStore) -> None:
 def test_thousands_of_ids_are_found_at_once(blocks: BlockStore) -> None:
     """A block that is sent again after a year asks for all of its ids."""
     partition = Partition()
-    _put(blocks, partition.block(_events(1, 5_000, 60)))
+    _put(blocks, partition.block(events(1, 5_000, 60)))
     assert blocks.find(0, list(partition.seen)) == partition.seen
 
 
@@ -438,7 +388,7 @@ def test_the_last_block_before_a_time_is_told(blocks: BlockStore) -> None:
     """By append time, among those that end at or before an offset; blocks without lines tell no time."""
     partition = Partition()
     built = [
-        msgspec.structs.replace(partition.block(_events(n, 10, 60)), append_ms_max=append_ms)
+        msgspec.structs.replace(partition.block(events(n, 10, 60)), append_ms_max=append_ms)
         for n, append_ms in enumerate((STATED_MS, STATED_MS + 1000, 0, STATED_MS + 2000))
     ]
     for block in built:
@@ -455,13 +405,13 @@ def test_the_last_block_before_a_time_is_told(blocks: BlockStore) -> None:
 def test_refused_lines_are_kept_with_bytes_and_reason(store: Store, blocks: BlockStore) -> None:
     """Once each, however often they are written, and a block without any writes nothing."""
     partition = Partition()
-    lines = _events(1, 3, 10)
+    lines = events(1, 3, 10)
     broken = b'{"clientId":"\xff\x00"'
-    changed = lines[0].replace("clientId", "entityId").replace('"entityId": "', '"clientId": "x')
+    changed = lines[0].replace(b"clientId", b"entityId").replace(b'"entityId": "', b'"clientId": "x')
     block = partition.block([*lines, broken, changed])
     for _ in range(3):
         blocks.write_rejects(block)
-    blocks.write_rejects(partition.block(_events(2, 3, 10)))
+    blocks.write_rejects(partition.block(events(2, 3, 10)))
     rows = store.query(
         "SELECT account, topic, epoch, `partition`, `offset`, line, verdict, reason, field, transaction_id,"
         " hex(bytes), toUnixTimestamp64Milli(append_time) FROM rejects FINAL ORDER BY `offset`"
@@ -470,7 +420,7 @@ def test_refused_lines_are_kept_with_bytes_and_reason(store: Store, blocks: Bloc
         ("acme", TOPIC, 0, 0, 3, 0, "rejected"),
         ("acme", TOPIC, 0, 0, 4, 0, "conflict"),
     ]
-    assert [bytes.fromhex(row[10]) for row in rows] == [broken, changed.encode()]
+    assert [bytes.fromhex(row[10]) for row in rows] == [broken, changed]
     assert [row[9] for row in rows] == ["", "1-0"]
     assert rows[1][7:9] == ("conflict", "transactionId")
     assert [row[11] for row in rows] == [STATED_MS + 3, STATED_MS + 4]
@@ -499,7 +449,7 @@ def test_a_range_takes_the_place_of_a_block_that_left_nothing(store: Store, bloc
     """The block's months go with it; written again it is the same; it counts for no table."""
     gaps = GapStore(store, blocks, topic=TOPIC)
     partition = Partition()
-    first, under_way = partition.block(_events(1, 20, 60)), partition.block([*_events(2, 20, 60), "nonsense"])
+    first, under_way = partition.block(events(1, 20, 60)), partition.block([*events(2, 20, 60), "nonsense"])
     _put(blocks, first)
     blocks.write_ledger(under_way, STATED_MS)
     blocks.write_rejects(under_way)
@@ -517,7 +467,7 @@ def test_a_range_takes_the_place_of_a_block_that_left_nothing(store: Store, bloc
     sums = store.query(f"SELECT sum(events), sum(accepted), sum(rejected), sum(rows), count() {where}").rows[0]
     assert sums == (1, 0, 1, 0, 1 + len(under_way.months))  # the line that was refused is kept, and stays told
     assert store.query("SELECT reason, told_by, offsets FROM v_gaps").rows == [
-        ("retention", "ops@host", len(_events(2, 20, 60)) + 1 + 30)
+        ("retention", "ops@host", len(events(2, 20, 60)) + 1 + 30)
     ]
 
 
@@ -526,9 +476,9 @@ def test_a_block_that_cannot_be_built_again_is_completed_from_its_facts(store: S
     """As long as facts and ids are there; without them what is missing is told."""
     gaps = GapStore(store, blocks, topic=TOPIC)
     partition = Partition()
-    _put(blocks, partition.block(_events(1, 20, 60)))
+    _put(blocks, partition.block(events(1, 20, 60)))
     before = _parts(store)
-    block = partition.block(_events(2, 30, 60))
+    block = partition.block(events(2, 30, 60))
     _put(blocks, block)
     whole = contents(store)
     added = _parts(store) - before
@@ -543,6 +493,6 @@ def test_a_block_that_cannot_be_built_again_is_completed_from_its_facts(store: S
 
 def test_no_block_starts_in_the_middle_of_one(store: Store, blocks: BlockStore) -> None:
     """Nothing is made up."""
-    block = Partition().block(_events(1, 20, 60))
+    block = Partition().block(events(1, 20, 60))
     _put(blocks, block)
     assert GapStore(store, blocks, topic=TOPIC).block_at(0, 0, block.start + 1) is None
