@@ -16,7 +16,7 @@ ARGS ?=
 help:
 	@echo "make demo     real events through every door, every number checked (about two minutes)"
 	@echo "make test     the tests, on a real Kafka broker and a real ClickHouse engine"
-	@echo "make faults   an hour of faults under load, every number checked: MINUTES= SEED= EVENTS= (of a round) FAULTS= or QUICK=1"
+	@echo "make faults   an hour of faults under load, every number checked: MINUTES= SEED= EVENTS= (of a round) RATE= FAULTS= or QUICK=1"
 	@echo "make check    linters, types, the architecture's rules, the built wheel"
 	@echo "make format   format the code"
 	@echo "make bench    measure (not built yet)"
@@ -25,18 +25,19 @@ help:
 demo: $(INSTALLED)
 	@$(BIN)/python tests/demo/demo.py $(ARGS)
 
-# Each of JOBS processes has a stack of its own; most tests wait more than they compute.
-JOBS ?= 3
+# Each of JOBS processes has a stack of its own; more than cores only make each other wait.
+JOBS ?= 2
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Two minutes with QUICK=1; otherwise the planted bugs first, which the harness must find, then MINUTES of rounds.
 MINUTES ?= $(if $(QUICK),2,60)
-EVENTS ?= $(if $(QUICK),6000,120000)
+EVENTS ?= $(if $(QUICK),6000,900000)
+RATE ?= $(if $(QUICK),500,5000)
 FAULTS ?= $(if $(QUICK),quick)
 faults: $(INSTALLED)
 	$(if $(QUICK),,$(BIN)/python -m pytest -q -m faults)
-	$(BIN)/python tests/faults/run.py --minutes $(MINUTES) --events $(EVENTS) \
+	$(BIN)/python tests/faults/run.py --minutes $(MINUTES) --events $(EVENTS) --rate $(RATE) \
 		$(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(ARGS)
 
 check: $(INSTALLED)

@@ -20,25 +20,21 @@ from datetime import UTC, datetime
 from functools import partial, wraps
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
 import orjson
-from litestar import Litestar, Request, Router
-from litestar.di import Provide
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from consumers.api import usage_router
 from consumers.audit import ALL_TIME, Auditor
 from consumers.audit_deep import Deep, DeepAuditor
 from consumers.audit_progress import AuditProgress
 from consumers.audit_repair import Repairer
 from consumers.auditor import Audited, RunningAudit
 from consumers.documents import audited_document
-from consumers.receipt_api import hidden_receipt_handler, receipt_router
 from consumers.receipt_tables import render_receipt
 from consumers.receipts import Receipt, ReceiptError, ReceiptReader, UnknownTransaction
 from consumers.reject_tables import render_reject, render_rejects
@@ -74,17 +70,15 @@ from pipeline.reject import RejectedLine, RejectPosition, ReplayNote, parse_posi
 from pipeline.settings import Settings
 from pipeline.stages.mapping import Mappers
 from pipeline.transaction_id import new_transaction_id
-from producers.api import Services, build_app
-from producers.auth import needs
-from producers.catalog_api import catalog_router
 from producers.file_destinations import PATIENCE_S, ApiDestination, KafkaDestination
 from producers.files import FileRefused, Rules, Summary, input_bytes, send_files
-from producers.intake import CatalogReader, Intake
 from producers.publisher import Publisher
 from producers.replay import Mends, Replayed, Replayer
 from producers.replay_progress import ReplayProgress
 from producers.send_progress import SendProgress
-from producers.server import serve
+
+if TYPE_CHECKING:
+    from litestar import Litestar
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
@@ -364,6 +358,8 @@ def worker() -> None:
 @cli.command()
 def api() -> None:
     """Serve the HTTP API."""
+    from producers.server import serve  # noqa: PLC0415
+
     settings = _settings()
     try:
         serve("tally:make_api", host=settings.api_host, port=settings.api_port, workers=settings.api_workers)
@@ -411,8 +407,19 @@ def auditor(once: bool, as_json: bool) -> None:
     stop_page()
 
 
-def make_api() -> Litestar:
+def make_api() -> "Litestar":
     """The API of one process; the server calls it in each."""
+    # Web frameworks take longer to load than all the rest: no other command waits for them.
+    from litestar import Request, Router  # noqa: PLC0415
+    from litestar.di import Provide  # noqa: PLC0415
+
+    from consumers.api import usage_router  # noqa: PLC0415
+    from consumers.receipt_api import hidden_receipt_handler, receipt_router  # noqa: PLC0415
+    from producers.api import Services, build_app  # noqa: PLC0415
+    from producers.auth import needs  # noqa: PLC0415
+    from producers.catalog_api import catalog_router  # noqa: PLC0415
+    from producers.intake import CatalogReader, Intake  # noqa: PLC0415
+
     settings = _settings()
     writer = RecordWriter(settings)
     ranges = LogRanges(settings)
@@ -431,7 +438,7 @@ def make_api() -> Litestar:
     )
 
     @asynccontextmanager
-    async def connected(_: Litestar) -> AsyncIterator[None]:
+    async def connected(_: "Litestar") -> AsyncIterator[None]:
         await until_connected(writer.start, LogUnavailable)
         await until_connected(client.start, CatalogUnavailable)
         yield
@@ -443,7 +450,11 @@ def make_api() -> Litestar:
     async def kafka_answers() -> None:
         await ranges.bounds(settings.topic_events, 0)
 
-    account = Provide(_account, sync_to_thread=False)
+    def account_of(request: Request[Any, Any, Any]) -> str:
+        account: str = request.state.principal.account
+        return account
+
+    account = Provide(account_of, sync_to_thread=False)
     reading = Router(
         path="/",
         guards=[needs("read")],
@@ -466,11 +477,6 @@ def _receipts(settings: Settings, store: Store, ranges: LogRanges) -> ReceiptRea
         partitions=settings.partitions,
         default_account=settings.default_account,
     )
-
-
-def _account(request: Request[Any, Any, Any]) -> str:
-    account: str = request.state.principal.account
-    return account
 
 
 @asynccontextmanager

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from clickhouse_migrations.clickhouse_cluster import ClickhouseCluster
 from clickhouse_migrations.exceptions import MigrationException
 from clickhouse_migrations.migration import MigrationStorage
 
@@ -18,6 +17,8 @@ from pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from clickhouse_migrations.clickhouse_cluster import ClickhouseCluster
 
 # Blocks whose tokens are remembered, per table. It has to reach much further back than lease and deadline together
 # (three minutes by default) at the most blocks and months a second that the workers write.
@@ -80,8 +81,10 @@ def variables(settings: Settings) -> dict[str, str]:
     return _VARIABLES[settings.engine_family]
 
 
-def _cluster(settings: Settings) -> ClickhouseCluster:
+def _cluster(settings: Settings) -> "ClickhouseCluster":
     address = urlsplit(settings.clickhouse)
+    from clickhouse_migrations.clickhouse_cluster import ClickhouseCluster  # noqa: PLC0415 - its driver loads slowly
+
     return ClickhouseCluster(
         db_host=address.hostname,
         db_port=str(address.port or (8443 if address.scheme == "https" else 8123)),

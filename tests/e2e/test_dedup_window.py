@@ -52,6 +52,7 @@ def _events(stack: RunningStack, tenant: Tenant) -> int:
     return int(usage(stack, tenant, event_name="window", **_WINDOW)["data"][0]["events"])
 
 
+@pytest.mark.faults
 def test_ids_sent_again_after_the_window_count_once_also_on_a_new_disk(short_stack: RunningStack) -> None:
     """Other events go on until the first ones are expired; then the first come again, to the worker that knew them and
     to one whose folder is gone."""

@@ -13,6 +13,8 @@ from waiting import until
 from pipeline.adapters.kafka import group_offsets
 from pipeline.local.stack import start_services
 
+pytestmark = pytest.mark.faults  # broker, engine and worker of its own for each, half a minute and more
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
@@ -66,7 +68,6 @@ def test_a_store_that_was_put_back_is_counted_up_again_from_the_log(place: Place
     assert place.json("audit")["drift"] == 0
 
 
-@pytest.mark.faults
 def test_events_that_left_the_log_uncounted_are_given_up_and_told(place: Place) -> None:
     """Stopped, with the way out; afterwards the next events count and every audit tells of the gap."""
     place.start_worker()
@@ -103,7 +104,6 @@ def test_events_that_left_the_log_uncounted_are_given_up_and_told(place: Place) 
     assert (place.counted("before"), place.counted("lost")) == (1_000, 0)
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("point", ["ledger_written", "inserted"])
 def test_a_block_under_way_when_its_events_were_deleted(place: Place, point: str) -> None:
     """Killed before its rows were sent, it is given up with the rest; killed after, it stays counted."""
@@ -146,7 +146,6 @@ def test_offsets_that_a_tool_has_moved_are_found_again(place: Place) -> None:
     assert place.json("audit")["drift"] == 0
 
 
-@pytest.mark.faults
 def test_an_events_topic_that_was_made_anew_is_a_new_epoch(place: Place) -> None:
     """Under a running worker, which ends and is started again, as its supervisor does; old ids are still known."""
     place.start_worker()

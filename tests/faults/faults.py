@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -130,6 +131,9 @@ _KILLED_AT: Final = {
     "end_committed": "commit done, answer known to nobody",
     "before_forwards": "forward not sent",
     "forwards_acknowledged": "forward sent, its block not ended",
+    "filter_saved": "ids past the window: in the filter, not out of the table",
+    "expired_deleted": "ids past the window: out of the table, still in the changelog",
+    "changelog_trimmed": "ids past the window: changelog let go",
 }
 _UNDER_WAY: Final = {
     "before_intent": ("intent committed, acknowledgement lost", (0, 6)),
@@ -286,10 +290,8 @@ def _answers_wrong(cluster: Cluster, draw: random.Random) -> None:
         cluster.engine_arm.unlink(missing_ok=True)
 
 
-@fault("repair-killed", "doubt after the lease, killed while repairing")
-def _repair_killed(cluster: Cluster, draw: random.Random) -> None:
+def _repair_killed(cluster: Cluster, draw: random.Random, *, point: str) -> None:
     """Some tables have the block, the engine is away past the lease: what is missing is added, and that is cut."""
-    point = draw.choice(("before_repair", "repaired", "before_renewal"))
     for name in cluster.running_workers:
         cluster.arm(name, f"{point}:1:{draw.choice(('kill', 'stop'))}")
     before = {name: len(cluster.deaths(name)) for name in cluster.running_workers}
@@ -311,6 +313,11 @@ def _repair_killed(cluster: Cluster, draw: random.Random) -> None:
         cluster.cont(name)
     for worker in cluster.running_workers:
         cluster.cont(worker)
+
+
+for _point in ("before_renewal", "renewed", "before_repair", "repaired"):
+    _row = "doubt after the lease, killed while repairing"
+    add(Fault(f"repair-killed-at-{_point}", _row, partial(_repair_killed, point=_point)))
 
 
 # ------------------------------------------------------------------------------------- parts that die or stand still

@@ -3,7 +3,8 @@
 ``python tests/faults/load.py --seed N --account A --events N --api URL --key K --kafka HOST:PORT --journal FILE``
 
 A batch whose outcome is not known is sent again with the same ids until it is acknowledged, as clients do; the journal
-gets a line only then: batch number, tries, and how many tries ended in the unknown. It ends when all is acknowledged.
+gets a line only then: batch number, tries, and how many tries ended in the unknown. It ends when all is acknowledged;
+once the file JOURNAL.enough is there it begins no further batch, and JOURNAL.unsent tells how many it left.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from events import Batch, autumn, line, plan
 PARTITIONS = 6
 _AT_ONCE = 4  # requests under way
 _IN_FLIGHT = 64  # records handed to the producer and not yet answered
+_LOOK_S = 0.1
 _OWN_TIMEOUT_MS = 4000  # then the outcome counts as unknown
 
 
@@ -45,6 +47,14 @@ def read_journal(path: Path) -> list[Acknowledged]:
         if text.endswith("\n"):
             found.append(Acknowledged(**json.loads(text)))
     return found
+
+
+def _enough(journal: Path) -> Path:
+    return journal.with_suffix(".enough")
+
+
+def _unsent(journal: Path) -> Path:
+    return journal.with_suffix(".unsent")
 
 
 class Load:
@@ -71,6 +81,15 @@ class Load:
     def acknowledged(self) -> int:
         """Batches acknowledged so far."""
         return self.journal.read_bytes().count(b"\n") if self.journal.exists() else 0
+
+    def enough(self) -> None:
+        """No further batch is begun; those under way are sent until they are acknowledged."""
+        _enough(self.journal).touch()
+
+    @property
+    def unsent(self) -> int:
+        """Batches that were never begun; known once it has ended."""
+        return int(_unsent(self.journal).read_text())
 
     @property
     def running(self) -> bool:
@@ -104,9 +123,12 @@ class _Sender:
         self._lock = threading.Lock()
         self._tries: dict[int, int] = {}
         self._unknown: dict[int, int] = {}
-        self._begun = time.monotonic()
+        self._begun = 0.0
+        self._enough = _enough(Path(options.journal))
+        self._look_s = 0.0
 
-    def run(self) -> None:
+    def run(self) -> int:
+        """Sends the plan; how many batches of it were left, because that was enough."""
         batches = plan(self._seed, self._options.account, self._options.events, PARTITIONS)
         events = sum(len(batch.items) for batch in batches)
         due_s: dict[int, float] = {}
@@ -117,6 +139,7 @@ class _Sender:
         records = [batch for batch in batches if batch.door == "kafka"]
         requests = [batch for batch in batches if batch.door != "kafka"]
         failed: list[BaseException] = []
+        self._begun = time.monotonic()
 
         def send_records() -> None:
             try:
@@ -130,6 +153,16 @@ class _Sender:
         thread.join()
         if failed:
             raise failed[0]
+        return len(batches) - len(self._tries)
+
+    def _left(self, todo: list[Batch]) -> list[Batch]:
+        """What is still to be begun: nothing once there was enough."""
+        if (now_s := time.monotonic()) > self._look_s:
+            self._look_s = now_s + _LOOK_S
+            if self._enough.exists():
+                self._look_s = 0.0  # for the other thread
+                todo[:] = [batch for batch in todo if batch.number in self._tries]
+        return todo
 
     # -- straight to Kafka
 
@@ -149,7 +182,7 @@ class _Sender:
         again: list[Batch] = []
         in_flight = [0]
         todo = list(reversed(batches))
-        while todo or again or in_flight[0]:
+        while self._left(todo) or again or in_flight[0]:
             producer.poll(0.005 if in_flight[0] else 0)
             if again:
                 todo += again
@@ -189,7 +222,7 @@ class _Sender:
         async with httpx.AsyncClient(base_url=self._options.api, headers=headers, timeout=10.0) as client:
 
             async def sender() -> None:
-                while todo:
+                while self._left(todo):
                     batch = todo.pop()
                     await asyncio.sleep(max(0.0, due_s[batch.number] - (time.monotonic() - self._begun)))
                     while not await self._request(client, batch):  # noqa: ASYNC110 - a client's retries
@@ -250,7 +283,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     options = parser.parse_args()
     with Path(options.journal).open("w") as journal:
-        _Sender(options, journal).run()
+        unsent = _Sender(options, journal).run()
+    _unsent(Path(options.journal)).write_text(str(unsent))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 ``python tests/faults/run.py --minutes 60`` runs through all faults in an order that the seed draws, over and over.
 A round has an account of its own, a load that runs while its faults strike, and a check of everything that was
-acknowledged (see oracle.py); the whole store is audited in between. A round that fails prints the command that does
-it again; its folder with all logs is kept.
+acknowledged (see oracle.py); the whole store is audited in between. The load ends when the last fault of the round has
+struck: `--events` bounds it, `--rate` says how fast it is. A round that fails prints the command that does it again;
+its folder with all logs is kept.
 """
 
 import argparse
@@ -49,6 +50,8 @@ from pipeline.settings import Settings  # noqa: E402
 RESULTS: Final = _HERE / "results.ndjson"
 _ACKNOWLEDGED_S: Final = 240.0
 _COUNTED_S: Final = 240.0
+_WINDOW_DAYS: Final = "0.0005"  # 43 s: ids expire under way, and their repetitions are looked up in the store
+_FAULTS_A_ROUND: Final = (4, 9)
 _AUDIT_SHARE: Final = 8  # an audit of the whole store, which grows, takes about this fraction of the time
 
 
@@ -59,6 +62,7 @@ class Round:
     seed: int
     faults: list[str]
     events: int
+    rate: int
     struck: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     outcome: str = "ok"
@@ -71,7 +75,7 @@ class Round:
         """The command that does this round again."""
         return (
             f".venv/bin/python tests/faults/run.py --seed {self.seed} --rounds 1 --events {self.events} "
-            f"--faults {','.join(self.faults)}"
+            f"--rate {self.rate} --faults {','.join(self.faults)}"
         )
 
 
@@ -89,16 +93,24 @@ class Driver:
         self._oracle.close()
 
     def run(
-        self, seed: int, faults: Sequence[Fault], *, events: int, load_s: float, audit: bool | None = None
+        self,
+        seed: int,
+        faults: Sequence[Fault],
+        *,
+        events: int,
+        load_s: float,
+        audit: bool | None = None,
+        cut: bool = False,
     ) -> Round:
-        """One round: `events` different events sent over at least `load_s` seconds while the faults strike in turn.
-        `audit`: whether the whole store is audited; None: when it is due."""
-        found = Round(seed, [fault.name for fault in faults], events)
+        """One round: `events` different events sent over at least `load_s` seconds while the faults strike in turn;
+        `cut`: only as many of them as are sent until the last has struck. `audit`: whether the whole store is audited;
+        None: when it is due."""
+        found = Round(seed, [fault.name for fault in faults], events, round(events / load_s))
         begun = time.monotonic()
         folder = self._cluster.folder / f"round-{seed}"
         folder.mkdir(exist_ok=True)
         try:
-            self._round(found, faults, folder, load_s)
+            self._round(found, faults, folder, load_s, cut=cut)
             if audit or (audit is None and time.monotonic() > self._audit_due):
                 self._say("audit")
                 audited = time.monotonic()
@@ -114,7 +126,7 @@ class Driver:
             shutil.rmtree(folder)
         return found
 
-    def _round(self, found: Round, faults: Sequence[Fault], folder: Path, load_s: float) -> None:
+    def _round(self, found: Round, faults: Sequence[Fault], folder: Path, load_s: float, *, cut: bool) -> None:
         cluster, draw = self._cluster, random.Random(found.seed)
         account = f"faults-{found.seed}-{os.urandom(3).hex()}"  # a seed may run twice on one cluster
         cluster.await_all_ready()
@@ -126,6 +138,8 @@ class Driver:
                 time.sleep(0.05)
             for fault in faults:
                 self._strike(found, fault, draw)
+            if cut:
+                load.enough()
             self._say("waiting for the load")
             journal = load.join(_ACKNOWLEDGED_S)
         finally:
@@ -134,7 +148,7 @@ class Driver:
         cluster.await_all_ready()
         ends = cluster.await_counted(seconds=_COUNTED_S)
         self._say("checking")
-        found.report = self._oracle.check(found.seed, account, found.events, journal, starts, ends)
+        found.report = self._oracle.check(found.seed, account, found.events, journal, starts, ends, load.unsent)
 
     def _strike(self, found: Round, fault: Fault, draw: random.Random) -> None:
         self._say(fault.name)
@@ -219,11 +233,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for round_seed in seeds:
             if budget.spent(len(rounds)):
                 break
-            number = len(chosen) if options.rounds == 1 else random.Random(round_seed).choice((1, 1, 2, 3))
+            number = len(chosen) if options.rounds == 1 else random.Random(round_seed).randint(*_FAULTS_A_ROUND)
             some = [next(faults) for _ in range(min(number, len(chosen)))]
             bar.task(f"round {len(rounds) + 1}, seed {round_seed}")
             last = bool(options.rounds) and len(rounds) + 1 >= options.rounds
-            found = driver.run(round_seed, some, events=options.events, load_s=options.load_s, audit=last or None)
+            events, load_s = options.events, options.events / options.rate
+            found = driver.run(round_seed, some, events=events, load_s=load_s, audit=last or None, cut=True)
             rounds.append(found)
             console.print(_line(found))
             if found.outcome != "ok":
@@ -246,10 +261,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _cluster(folder: Path, workers: int, chosen: Sequence[Fault]) -> AbstractContextManager[Cluster]:
     """The plainest cluster that all of the faults can be done to."""
-    options: dict[str, Any] = {"workers": workers}
+    options: dict[str, Any] = {"workers": workers, "settings": {"TALLY_DEDUP_WINDOW_DAYS": _WINDOW_DAYS}}
     names = {fault.name for fault in chosen}
     if names & clock_faults.NAMES:
-        options["settings"] = {"FAULTS_CLOCK": str(clock_faults.clock_file(folder))}
+        options["settings"]["FAULTS_CLOCK"] = str(clock_faults.clock_file(folder))
         options["worker_argv"] = clock_faults.clocked
     return proxied_cluster(folder, **options) if names & network_faults.NAMES else Cluster(folder, **options)
 
@@ -278,8 +293,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tests/faults/run.py", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0, help="begin no round after so long")
     parser.add_argument("--rounds", type=int, default=0, help="so many rounds instead; 1 strikes all of --faults in it")
-    parser.add_argument("--events", type=int, default=90_000, help="different events of a round")
-    parser.add_argument("--load-s", type=float, default=12.0, help="seconds over which a round's load is spread")
+    parser.add_argument("--events", type=int, default=900_000, help="different events of a round, at most")
+    parser.add_argument("--rate", type=int, default=5_000, help="of those each second")
     parser.add_argument("--seed", type=int, help="of the first round; drawn and printed if not given")
     parser.add_argument("--seeds", type=lambda s: [int(n) for n in s.split(",")], help="seeds of the rounds instead")
     parser.add_argument("--faults", default="", help="names, comma-separated, or quick; all if not given")
