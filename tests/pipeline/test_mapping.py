@@ -96,7 +96,6 @@ def test_one_event_gives_each_feature_its_own_quantity() -> None:
         "tokens": 12,
         "value": Decimal("2.5"),
     }
-    assert mapper.needs_data("acme", "e", None)
     assert quantities(mapper, "e", None) == {"calls": 1, "value": 1}
 
 
@@ -237,7 +236,6 @@ def test_dimensions_take_values_of_their_type_only() -> None:
     assert mapper.dimensions("acme", 0, parse_document(b'{"repo":null,"size":{"files":true}}')) == ()
     assert mapper.dimensions("acme", 0, None) == ()
     assert mapper.dimensions("other", 0, {"repo": "r"}) == ()
-    assert mapper.needs_data("acme", "anything", None)
 
 
 def test_a_dimension_may_change_its_type() -> None:
