@@ -26,6 +26,7 @@ from pipeline.local.port import choose
 from pipeline.migrate import MigrationError, sql_dir
 from pipeline.settings import Settings
 
+pytestmark = pytest.mark.faults  # workers of its own for each, a minute and more
 _WAIT_S = 240.0
 
 
@@ -140,7 +141,6 @@ def own(stack: RunningStack, tmp_path: Path) -> Iterator[Own]:
     made.store.close()
 
 
-@pytest.mark.faults
 def test_a_block_is_finished_under_the_mapping_it_was_begun_with(own: Own) -> None:
     """The mapping changes while a worker is dead in the midst of a block: the block is built again as it was stated,
     what comes later is mapped anew, and both versions stand beside each other in facts and rollups."""
@@ -170,7 +170,6 @@ def test_a_block_is_finished_under_the_mapping_it_was_begun_with(own: Own) -> No
     assert json.loads(own.tally("audit", "--json"))["drift"] == 0
 
 
-@pytest.mark.faults
 def test_partitions_that_are_added_are_noticed_and_change_no_number(own: Own) -> None:
     """The running worker stops, the next says what to do, and then what lies in a new partition counts where its id
     belongs. The number that ids are spread over cannot be changed."""

@@ -4,9 +4,11 @@ by the blocks from there on, so that it holds what it would have held from the f
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from store_contents import TARGETS, contents
+from stored_events import emptied
 
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.clickhouse import Store
@@ -22,6 +24,7 @@ TOPIC = "tally.events"
 STATED_MS = 1_767_225_600_123
 FAR_MS = 4_000_000_000_000
 ROLLUPS = TARGETS[2:]
+Contents = dict[str, list[tuple[Any, ...]]]
 
 
 def _mapper() -> Mapper:
@@ -83,6 +86,17 @@ LAST_OF_0, LAST_OF_1 = HISTORY[-1], HISTORY[4]
 @pytest.fixture
 def blocks(store: Store) -> BlockStore:
     """A store of blocks without any."""
+    return _blocks_in(store)
+
+
+@pytest.fixture(scope="module")
+def whole(migrated_store: Store) -> Contents:
+    """What a store holds whose rollups were all there from the first day."""
+    _put(_blocks_in(emptied(migrated_store)), HISTORY)
+    return contents(migrated_store)
+
+
+def _blocks_in(store: Store) -> BlockStore:
     return BlockStore(store, topic=TOPIC, database=store.query("SELECT currentDatabase()").rows[0][0])
 
 
@@ -111,17 +125,15 @@ def without(store: Store) -> "Callable[[str], Callable[[], None]]":
 @pytest.mark.parametrize("table", ROLLUPS)
 @pytest.mark.parametrize("under_way", [False, True])
 def test_a_rollup_added_later_holds_what_it_would_have_held(
-    store: Store, blocks: BlockStore, without: Callable[[str], Callable[[], None]], table: str, under_way: bool
+    store: Store,
+    whole: Contents,
+    without: Callable[[str], Callable[[], None]],
+    table: str,
+    under_way: bool,
 ) -> None:
     """Also with a block that was under way when the workers stopped: facts hold it, the group has not counted it, and
     whoever takes the partition inserts it again."""
-    add = without(table)
-    add()
-    _put(blocks, HISTORY)
-    whole = contents(store)
-    for name in (*TARGETS, "blocks"):
-        store.command(f"TRUNCATE TABLE {name}")
-
+    blocks = _blocks_in(store)
     add = without(table)
     _put(blocks, HISTORY)
     add()
