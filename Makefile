@@ -32,7 +32,7 @@ test: $(INSTALLED)
 
 # Two minutes with QUICK=1; otherwise the planted bugs first, which the harness must find, then MINUTES of rounds.
 MINUTES ?= $(if $(QUICK),2,60)
-EVENTS ?= $(if $(QUICK),6000,900000)
+EVENTS ?= $(if $(QUICK),60000,900000)
 RATE ?= $(if $(QUICK),500,5000)
 FAULTS ?= $(if $(QUICK),quick)
 faults: $(INSTALLED)
