@@ -34,6 +34,7 @@ from consumers.audit_sql import (
     RollupCheck,
     rollup_cells,
     rollup_differences,
+    settled_until,
 )
 from consumers.usage_reader import Reader
 from consumers.windows import Period
@@ -44,7 +45,6 @@ SLICE_ROWS: Final = 4_000_000  # facts that one statement compares at once
 SETTINGS: Final = {"max_execution_time": 600, "max_bytes_before_external_group_by": 1 << 30}
 PAUSES_S: Final = (0.2, 0.5, 1.0)
 ALL_TIME: Final = Period(datetime(1970, 1, 1, tzinfo=UTC), datetime(2106, 1, 1, tzinfo=UTC))
-_NO_PARTITION: Final = (4_294_967_295, 0, 0)  # an empty array has no type to compare with
 
 _BLOCK: Final = ("epoch", "partition", "start")
 _CHECKS: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
@@ -162,8 +162,9 @@ class Auditor:
     def _scope(self, period: Period) -> dict[str, Any]:
         """The topic, how far each partition is settled, the months of the period; parameters of the statements."""
         last = period.end - timedelta(microseconds=1)
+        progress = self._rows(PROGRESS, {"topic": self._topic})
         return {
-            **settled_parameters(self._store, self._topic),
+            **settled_until(self._topic, {p: (epoch, offset) for p, epoch, offset in progress}),
             "month_from": period.start.year * 100 + period.start.month,
             "month_to": last.year * 100 + last.month,
         }
@@ -244,13 +245,6 @@ class Auditor:
 
     def _rows(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Sequence[tuple[Any, ...]]:
         return self._store.query(sql, parameters, SETTINGS).rows
-
-
-def settled_parameters(store: Reader, topic: str) -> dict[str, Any]:
-    """The topic, and up to which position each partition is settled, as the statements ask for it."""
-    rows = [*store.query(PROGRESS, {"topic": topic}).rows, _NO_PARTITION]
-    partitions, epochs, positions = (list(column) for column in zip(*rows, strict=True))
-    return {"topic": topic, "partitions": partitions, "epochs": epochs, "positions": positions}
 
 
 def _statements(scope: Mapping[str, Any], stored: int) -> Iterator[tuple[str, str, tuple[str, ...], Mapping[str, Any]]]:

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from consumers.audit import PAUSES_S, SETTINGS, Finding
-from consumers.audit_sql import PROGRESS, VERDICTS, settled
+from consumers.audit_sql import PROGRESS, VERDICTS, settled, settled_until
 from consumers.usage_reader import Reader
 from pipeline.adapters.rollup_view import MARKED
 from pipeline.stages.sink import MARK_ACCOUNT, mark_name
@@ -170,7 +170,7 @@ class QuickAuditor:
 
     def state(self) -> State:
         """Where the ledger is now: to be asked for before a full audit, after which quick ones go on from here."""
-        places = self._places(self._progress())
+        places = settled_until(self._topic, self._progress())
         return State(
             tuple(End(*map(int, row)) for row in self._rows(_ENDS, places)),
             tuple(Month(*map(int, row)) for row in self._rows(_COUNTED, places)),
@@ -230,7 +230,10 @@ class QuickAuditor:
         touched = {(row.epoch, row.partition, row.month) for row in ledger if row.month}
         marks = {table: self._marks(table, touched) for table in MARKED} if touched else {}
         parts = {(str(table), int(month)): int(rows) for table, month, rows in self._rows(_PARTS, {})}
-        stated = {(e, p, m): (int(n), int(rows)) for e, p, m, n, rows in self._rows(_STATED, self._places(progress))}
+        stated = {
+            (e, p, m): (int(n), int(rows))
+            for e, p, m, n, rows in self._rows(_STATED, settled_until(self._topic, progress))
+        }
         findings += _marks(after, touched, marks, stated)
         findings += _parts(after, parts, stated)
         return findings, len(touched) * len(marks)
@@ -292,15 +295,6 @@ class QuickAuditor:
     def _progress(self) -> dict[int, tuple[int, int]]:
         rows = self._rows(PROGRESS, {"topic": self._topic})
         return {int(p): (int(epoch), int(position)) for p, epoch, position in rows}
-
-    def _places(self, progress: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
-        places = {**progress, 4_294_967_295: (0, 0)}  # an empty array has no type to compare with
-        return {
-            "topic": self._topic,
-            "partitions": list(places),
-            "epochs": [epoch for epoch, _ in places.values()],
-            "positions": [offset for _, offset in places.values()],
-        }
 
     def _rows(self, sql: str, parameters: Mapping[str, Any]) -> Sequence[tuple[Any, ...]]:
         return self._store.query(sql, parameters, SETTINGS).rows

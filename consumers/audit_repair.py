@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Protocol
 
 from consumers.audit import ALL_TIME, SETTINGS, SLICE_ROWS, Auditor, AuditReport
-from consumers.audit_sql import PROGRESS, settled
+from consumers.audit_sql import PROGRESS, settled, settled_until
 from consumers.usage_reader import Reader
 from consumers.windows import Period
 from pipeline.adapters.rollup_view import MARKED, insert_from
@@ -174,7 +174,7 @@ class Repairer:
         for reads, of in (("ingest", "events"), ("corrections", "corrections")):
             condition = settled("block_start") if reads == "ingest" else "1"
             for slice_, rows in self._slices(of, whole):
-                parameters = {**self._settled(bounds), "from": slice_.start, "to": slice_.end}
+                parameters = {**settled_until(self._topic, bounds), "from": slice_.start, "to": slice_.end}
                 source = (
                     f"SELECT * FROM {of} WHERE timestamp >= {{from:DateTime64(6, 'UTC')}}"
                     f" AND timestamp < {{to:DateTime64(6, 'UTC')}} AND {condition}"
@@ -288,14 +288,6 @@ class Repairer:
         last = self._last_stated()
         return {p: max(place, last.get(p, place)) for p, place in reported.items()}
 
-    def _settled(self, bounds: _Bounds) -> dict[str, Any]:
-        places = {**bounds, 4_294_967_295: (0, 0)}  # an empty array has no type to compare with
-        return {
-            "partitions": list(places),
-            "epochs": [epoch for epoch, _ in places.values()],
-            "positions": [offset for _, offset in places.values()],
-        }
-
     def _last_stated(self) -> dict[int, tuple[int, int]]:
         rows = self._rows(
             "SELECT `partition`, max((epoch, `start`)) FROM blocks WHERE topic = {topic:String} AND month = 0"
@@ -310,7 +302,7 @@ class Repairer:
             "SELECT epoch, `partition`, month, `start` FROM blocks FINAL WHERE topic = {topic:String}"
             f" AND intDiv(month, 100) = {{year:UInt32}} AND NOT {settled('`start`')}"
             " ORDER BY epoch, `partition`, month, `start`",
-            {"topic": self._topic, "year": year, **self._settled(bounds)},
+            {"year": year, **settled_until(self._topic, bounds)},
         )
         return [_Block(*row) for row in rows]
 
@@ -319,7 +311,7 @@ class Repairer:
         rows = self._rows(
             "SELECT epoch, `partition`, month, count() FROM blocks FINAL WHERE topic = {topic:String}"
             f" AND intDiv(month, 100) = {{year:UInt32}} AND {settled('`start`')} GROUP BY epoch, `partition`, month",
-            {"topic": self._topic, "year": year, **self._settled(bounds)},
+            {"year": year, **settled_until(self._topic, bounds)},
         )
         return {(epoch, partition, month): blocks for epoch, partition, month, blocks in rows}
 

@@ -7,13 +7,14 @@ past a worker's progress is under way and not looked at by the checks of blocks 
 
 # ruff: noqa: S608 - the parts are constants of this module; values are bound by the server
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from consumers.windows import CELL, DAY, Period, covering
 
 FOUND_MAX: Final = 10_000  # rows of one check: past that a store is rebuilt, not read
+_NO_PARTITION: Final = 4_294_967_295
 CELLS_SHOWN: Final = 100
 CELLS_FOLLOWED: Final = 10_000  # differing cells of one slice that are looked for again; 12 bytes each
 
@@ -27,6 +28,17 @@ def settled(offset: str) -> str:
         " toUInt32(4294967295)), transform(`partition`, {partitions:Array(UInt32)}, {positions:Array(UInt64)},"
         " toUInt64(18446744073709551615)))"
     )
+
+
+def settled_until(topic: str, places: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
+    """The parameters of such a statement: the topic, and epoch and offset before which each partition is settled."""
+    known = {**places, _NO_PARTITION: (0, 0)}  # an empty array has no type to compare with
+    return {
+        "topic": topic,
+        "partitions": list(known),
+        "epochs": [epoch for epoch, _ in known.values()],
+        "positions": [offset for _, offset in known.values()],
+    }
 
 
 _BLOCKS: Final = f"blocks FINAL WHERE topic = {{topic:String}} AND {settled('`start`')}"
