@@ -791,7 +791,9 @@ class World:
         if kind == "offsets":
             committed.pop(number, None)
         elif kind == "tool":
-            committed[number] = (self.random.randint(0, len(self.log.records(TOPIC, number))), "")
+            where = self.random.randint(0, len(self.log.records(TOPIC, number)))
+            if not self.coordinator.members:  # a broker refuses whoever is no member while there are any
+                committed[number] = (where, "")
         elif kind == "offsets back" and self._commits.get(number):
             committed[number] = self.random.choice(self._commits[number])
         elif kind == "changelog cut":
