@@ -97,8 +97,9 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Outside(msgspec.Struct, frozen=True):
-    """Everything outside a session, shared by all sessions of a worker. `cpu` runs one thing at a time; new blocks
-    are begun under the newest of `rule_sets`."""
+    """Everything outside a session, shared by all sessions of a worker. `cpu` runs one thing at a time; `inserting`
+    has a place for each insert that may be under way, since many at once only make each other miss their deadline; new
+    blocks are begun under the newest of `rule_sets`."""
 
     group: Group
     writer: LogWriter
@@ -109,6 +110,7 @@ class Outside(msgspec.Struct, frozen=True):
     now_ms: Callable[[], int]
     cpu: Executor
     io: Executor
+    inserting: asyncio.Semaphore
     topic_rejects: str
     topic_changelog: str
     fail_point: Callable[[str], None]
@@ -617,18 +619,18 @@ class Session:
         doubt = recovered
         wait_s = _RETRY_FIRST_S
         while True:
-            looked_ms = self._out.now_ms()
-            if self._too_old(holder):
-                if await self._renew(block, holder) is _Lease.DONE:
-                    return
-                looked_ms = holder.intent.stated_ms
+            if self._too_old(holder) and await self._renew(block, holder) is _Lease.DONE:
+                return
             try:
-                self._out.fail_point("before_insert")
-                # Half of D to begin, half to end what began in time and for clocks that differ: the store looks at
-                # the deadline once, when the rows arrive, and writes table by table afterwards. Counted from before
-                # the lease was looked at: a worker that is stopped in between must not come back with a fresh one.
-                deadline_ms = looked_ms + self._limits.deadline_ms // 2
-                await self._io(self._out.blocks.insert, block, deadline_ms)
+                async with self._out.inserting:
+                    # Half of D to begin, half to end what began in time and for clocks that differ: the store looks at
+                    # the deadline once, when the rows arrive, and writes table by table afterwards. Counted from before
+                    # the lease was looked at: a worker that is stopped in between must not come back with a fresh one.
+                    looked_ms = self._out.now_ms()
+                    if self._too_old(holder):
+                        continue  # others were first for too long
+                    self._out.fail_point("before_insert")
+                    await self._io(self._out.blocks.insert, block, looked_ms + self._limits.deadline_ms // 2)
                 self._out.fail_point("inserted")
                 break
             except (StoreUnavailable, StoreError) as error:

@@ -96,6 +96,12 @@ class Settings(BaseSettings):
         default=64 << 20, ge=1 << 20, le=256 << 20, description="bytes of events in one block at most"
     )
     block_close_ms: int = Field(default=250, ge=0, description="a block closes this long after its first event")
+    inserts_max: int = Field(
+        default=2,
+        ge=1,
+        description="blocks that a worker inserts at the same time at most; each must end within half of D, so a slow "
+        "store is better given few at once",
+    )
     lease_s: float = Field(
         default=120.0, gt=0, description="how long an intent may be acted on before the store is read back (L)"
     )

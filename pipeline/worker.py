@@ -108,6 +108,7 @@ class Worker:
         self._mappings = CatalogOfSessions(self._catalog, self._gate, settings.topic_catalog)
         self._cpu = ThreadPoolExecutor(1, "build")
         self._io = ThreadPoolExecutor(max(8, settings.partitions * 3), "store")
+        self._inserting = asyncio.Semaphore(settings.inserts_max)
         self._sessions: dict[int, tuple[Session, asyncio.Task[None]]] = {}
         self._ends: dict[int, int] = {}
         self._looked: dict[int, int] = {}
@@ -231,6 +232,7 @@ class Worker:
             now_ms=lambda: time.time_ns() // 1_000_000,
             cpu=self._cpu,
             io=self._io,
+            inserting=self._inserting,
             topic_rejects=settings.topic_rejects,
             topic_changelog=settings.topic_changelog,
             fail_point=self._fail_point,

@@ -373,6 +373,7 @@ class SimWorker:
         self.group = _Group(self)
         self.cpu = _Thread(self, lambda: world.random.uniform(0, 0.01), serial=True)
         self.io = _Thread(self, self._io_s, serial=False)
+        self.inserting = asyncio.Semaphore(1)  # the least there can be: partitions wait for each other
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._pump())]
 
     def _io_s(self) -> float:
@@ -608,6 +609,7 @@ class World:
             now_ms=worker.now_ms,
             cpu=worker.cpu,
             io=worker.io,
+            inserting=worker.inserting,
             topic_rejects=REJECTS,
             topic_changelog=CHANGELOG,
             fail_point=worker.fail_point,
