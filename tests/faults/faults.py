@@ -164,9 +164,21 @@ def _rebalance_at(point: str) -> Inject:
         with _third_worker(cluster):
             time.sleep(4 + draw.random())
             cluster.cont(stopped)
-            cluster.await_all_ready()
+            _await_all_awake(cluster)
 
     return inject
+
+
+def _await_all_awake(cluster: Cluster) -> None:
+    """All parts are ready. Another worker may have come by the same point before it was disarmed."""
+
+    def awake() -> bool:
+        for name in cluster.running_workers:
+            if cluster.standing_still(name):
+                cluster.cont(name)
+        return all(cluster.ready(name) for name in cluster.parts)
+
+    until(awake, seconds=180, why="all parts are ready")
 
 
 add(Fault("rebalance-before-intent", "rebalance before the intent", _rebalance_at("before_intent")))
