@@ -58,7 +58,7 @@ class Sighting(NamedTuple):
     append_s: int
 
 
-class LogRecord(NamedTuple):
+class LogRecord(msgspec.Struct, frozen=True, gc=False):
     """A record of the events topic. `append_ms`: the broker's append time; headers as they came."""
 
     offset: int

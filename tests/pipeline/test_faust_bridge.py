@@ -15,9 +15,11 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer import subscription_state
-from aiokafka.consumer.fetcher import Fetcher, FetchResult
+from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator, OffsetCommitRequest
 from aiokafka.producer.sender import Sender
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
 from faust.tables.manager import TableManager as FaustTableManager
 from faust.transport import consumer as faust_consumer
 from faust.transport.drivers import aiokafka as driver
@@ -64,6 +66,7 @@ def sent_fields(request: OffsetCommitRequest) -> tuple[Any, ...]:
         ),
         (Fetcher, ["fetched_records", "seek_to", "_update_fetch_positions"]),
         (FetchResult, ["getall", "check_assignment", "_update_position"]),
+        (PartitionRecords, ["_consumer_record"]),
         (subscription_state.SubscriptionState, ["fetch_context", "subscription", "seek"]),
         (subscription_state.Assignment, ["state_value", "active"]),
         (subscription_state.TopicPartitionState, ["position", "has_valid_position"]),
@@ -90,6 +93,8 @@ def test_what_the_bridge_overrides_and_calls_exists(owner: Any, names: list[str]
     ("function", "expected"),
     [
         (Fetcher.fetched_records, ["partitions", "timeout", "max_records"]),
+        (FetchResult, ["tp", "assignment", "partition_records", "backoff"]),
+        (PartitionRecords._consumer_record, ["tp", "record"]),
         (driver.Consumer.getmany, ["timeout"]),
         (driver.AIOKafkaConsumerThread._create_worker_consumer, ["transport"]),
         (driver.ConsumerRebalanceListener.on_partitions_revoked, ["revoked"]),
@@ -187,9 +192,9 @@ def thread_over(fetcher: _Fetcher, state: SimpleNamespace) -> Any:
     return thread
 
 
-def found(*offsets: int) -> list[Any]:
-    """Records as the driver gives them."""
-    return [SimpleNamespace(offset=n, timestamp=1, value=b"v", headers=()) for n in offsets]
+def found(*offsets: int) -> list[LogRecord]:
+    """Records as the driver gives them to the bridge."""
+    return [LogRecord(n, 1, b"v", ()) for n in offsets]
 
 
 def opened_thread() -> tuple[Any, _Fetcher]:
@@ -212,6 +217,35 @@ def test_batches_say_where_they_begin_and_end_and_for_whom_they_are() -> None:
         assert await thread.fetch(0.1) == []
 
     run_virtually(go)
+
+
+def test_the_driver_unpacks_what_it_fetched_into_the_pipelines_records() -> None:
+    """From the bytes of a batch, whether it was fetched before the bridge looked or since."""
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
+    for offset in range(3):
+        builder.append(offset, 1_700_000_000_000 + offset, b"k", b"v%d" % offset, [("account", b"acme")])
+    bytes_ = bytes(builder.build())
+    expected = [LogRecord(n, 1_700_000_000_000 + n, b"v%d" % n, (("account", b"acme"),)) for n in range(3)]
+
+    def fetched(partition: int) -> tuple[TopicPartition, FetchResult]:
+        tp = TopicPartition("tally.events", partition)
+        state = SimpleNamespace(paused=False, position=0, consumed_to=lambda offset: None)
+        assignment = SimpleNamespace(active=True, state_value=lambda tp: state)
+        unpacked = PartitionRecords(tp, MemoryRecords(bytes_), [], 0, None, None, True, 0)
+        return tp, FetchResult(tp, assignment=assignment, partition_records=unpacked, backoff=0)
+
+    before, result = fetched(0)
+    thread, fetcher = opened_thread()
+    fetcher._records[before] = result
+
+    async def go() -> None:
+        await thread.open_at(TP("tally.events", 1), 0)
+        await thread.fetch(0.0)
+
+    run_virtually(go)
+    since, result = fetched(1)
+    fetcher._records[since] = result
+    assert [fetcher._records[tp].getall() for tp in (before, since)] == [expected, expected]
 
 
 def test_only_opened_partitions_are_read_and_no_set_of_them_is_ever_empty() -> None:
