@@ -166,7 +166,6 @@ class Session:
         self._member = member
         self._topic_id = topic_id
         self._open_table = open_table
-        self._overlay: dict[bytes, bytes] = {}
         self._opening = -1
         self._inbox: Inbox | None = None
         self._must_reach = 0
@@ -421,7 +420,6 @@ class Session:
             self._regulate()
             version = await self._catalog_for(taken)
             self._next = await self._build(taken, version, max(self._out.rule_sets))
-            self._overlay.update(self._next.sightings)
             self._next_taken.clear()
             self._next_ready.set()
             await self._next_taken.wait()
@@ -463,7 +461,7 @@ class Session:
                 rule_sets=self._out.rule_sets,
             )
             keys = open_keys(lines)
-            found = dict(self._look_up(keys))
+            found = dict(self._table.get_many(keys))
             return lines, found, self._table.may_be_expired([key for key in keys if key not in found])
 
         def finish() -> Block:
@@ -487,14 +485,6 @@ class Session:
         block = await self._cpu(finish)
         self.standing.build_s += time.monotonic() - started
         return block
-
-    def _look_up(self, keys: Sequence[bytes]) -> Mapping[bytes, bytes]:
-        """What is known of these ids: the overlay of blocks that are not stated yet comes before the table."""
-        overlay = self._overlay
-        found = {key: overlay[key] for key in keys if key in overlay} if overlay else {}
-        rest = [key for key in keys if key not in found] if found else keys
-        found.update(self._table.get_many(rest))
-        return found
 
     async def _state_next(self, builder: asyncio.Task[None]) -> tuple[Block, Intent]:
         """Steps 4 and 5 when nothing is under way: the next block's intent on its own."""
@@ -524,11 +514,8 @@ class Session:
         self._next_taken.set()
 
     async def _now_stated(self, block: Block) -> None:
-        """The block's ids go into the table; until then they were in the overlay."""
+        """The block's ids go into the table, before the next block is built."""
         await self._cpu(self._table.put, block.sightings)
-        for key, sighting in block.sightings.items():
-            if self._overlay.get(key) == sighting:
-                del self._overlay[key]
         self._out.fail_point("table_written")
 
     async def _store_block(self, block: Block, intent: Intent, *, recovered: bool) -> None:

@@ -15,7 +15,7 @@ from virtual_loop import run_virtually
 
 from pipeline.adapters.block_store_fake import MemoryBlocks
 from pipeline.adapters.rocks_fake import MemoryTable
-from pipeline.block import RULES, Intent, Position, Verdict, unpack_sighting
+from pipeline.block import RULES, Intent, Verdict
 from pipeline.fail_points import EXPIRY_POINTS
 from pipeline.inbox import Inbox, Range
 from pipeline.ports import CommitAnswer, Landed, Marker
@@ -160,12 +160,14 @@ def _knows_no_lease(patch: pytest.MonkeyPatch) -> None:
 
 
 def _judges_without_the_block_before(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Session, "_look_up", lambda self, keys: self._table.get_many([k for k in keys if _old(self, k)]))
+    async def too_soon(self: Session, block: Block) -> None:
+        self._next = None
+        self._next_ready.clear()
+        self._next_taken.set()
+        await asyncio.sleep(0.05)
+        await self._now_stated(block)
 
-
-def _old(session: Session, key: bytes) -> bool:
-    known = session._table.get_many([key]).get(key)
-    return known is not None and unpack_sighting(known).position < Position(0, session.standing.counted, 0)
+    patch.setattr(Session, "_take_next", too_soon)
 
 
 def _forgets_the_last_record_of_a_block(patch: pytest.MonkeyPatch) -> None:
