@@ -69,8 +69,8 @@ BUGS: Final[dict[str, tuple[_Change, ...]]] = {
         (
             session.Session,
             "_rows",
-            "await self._io(self._out.blocks.insert, block, deadline_ms)",
-            "self._out.io.submit(self._out.blocks.insert, block, deadline_ms)",
+            "await self._io(self._out.blocks.insert, block,",
+            "self._out.io.submit(self._out.blocks.insert, block,",
         ),
     ),
     # a commit that the group refuses is taken for done, by sessions that hear of the rebalance late, as they may

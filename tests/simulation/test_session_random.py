@@ -15,7 +15,7 @@ from virtual_loop import run_virtually
 
 from pipeline.adapters.block_store_fake import MemoryBlocks
 from pipeline.adapters.rocks_fake import MemoryTable
-from pipeline.block import RULES, Intent, Verdict
+from pipeline.block import RULES, Committed, Intent, Verdict
 from pipeline.fail_points import EXPIRY_POINTS
 from pipeline.inbox import Inbox, Range
 from pipeline.ports import CommitAnswer, Landed, Marker
@@ -103,7 +103,7 @@ def _remembers_ids_without_positions(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Session, "_rebuild_block", _rebuild_unchecked)
 
 
-async def _rebuild_unchecked(self: Session, intent: Intent) -> Block:
+async def _rebuild_unchecked(self: Session, _: Committed, intent: Intent) -> Block:
     inbox = self._running_inbox()
     await inbox.wait_beyond(intent.end - 1)
     block = await self._build(inbox.take_until(intent.end), intent.catalog_version, intent.rules)
