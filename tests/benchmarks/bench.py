@@ -116,7 +116,7 @@ def faust(place: Place, data: Data, _: Sequence[Event]) -> Measured:
     """The agent as a program of its own, started as Faust's documentation says."""
     settings = place.fresh(data, "faust")
     place.make_table(settings)
-    argv = [sys.executable, str(PEERS / "faust_agent.py"), "worker", "--without-web", "-l", "error"]
+    argv = [sys.executable, str(PEERS / "faust_agent.py"), "worker", "--without-web", "-l", "info"]
     timed = place.run_peer(argv, settings, data, _SECONDS_MAX, {})
     wrong = place.wrong_in_table(settings, data.expected)
     place.drop(settings.database)

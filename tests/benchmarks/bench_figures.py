@@ -147,12 +147,12 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         title = TITLES.get(row["name"], row["name"])
         if "events_per_s" not in row:
-            lines.append(f"| {title} | | | | | | | | {row['note']} |")
+            lines.append(f"| {title} | | | | | | | | {_first_line(row['note'])} |")
             continue
         times = _short(worker["events_per_s"] / row["events_per_s"]) if worker and row is not worker else ""
         cpu = [_count(row["per_cpu_s"].get(process)) for process in ("competitor", "broker", "engine")]
         cells = [f"{row['events']:,}", _count(row["events_per_s"]), times, *cpu, f"{row['rss_mib']:.0f}"]
-        told = "; ".join(text for text in (row["checked"], row["note"]) if text)
+        told = "; ".join(text for text in (row["checked"], _first_line(row["note"])) if text)
         lines.append(f"| {title} | {' | '.join(cells)} | {told} |")
     return lines
 
@@ -162,12 +162,17 @@ def _doors(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         title = TITLES.get(row["name"], row["name"])
         if "events_per_s" not in row:
-            lines.append(f"| {title} | | | | {row['note']} |")
+            lines.append(f"| {title} | | | | {_first_line(row['note'])} |")
             continue
         itself = _count(row["per_cpu_s"].get("competitor"))
-        told = "; ".join(text for text in (row["checked"], row["note"]) if text)
+        told = "; ".join(text for text in (row["checked"], _first_line(row["note"])) if text)
         lines.append(f"| {title} | {_count(row['events_per_s'])} | {row['p99_ms']:.1f} | {itself} | {told} |")
     return lines
+
+
+def _first_line(text: str) -> str:
+    """What fits into a cell; the log has the rest."""
+    return text.partition("\n")[0].replace("|", "/")
 
 
 def _count(number: float | None) -> str:

@@ -1,6 +1,7 @@
 """What one core can do at most, step by step: ``ceilings.py read|decode|msgspec|insert``.
 
-read: from the assignment of all partitions on, aiokafka hands over all records, nothing is done with them, with the worker's own consumer settings.
+read: aiokafka hands over all records, with the worker's consumer settings; nothing is done with them. From the moment
+it has its partitions.
 decode: the same, and the worker's own decoding stage on blocks of 20,000 records (fields, instants, numbers, ids).
 msgspec: the same with msgspec into a Struct instead, as a reference for what another decoder would take.
 insert: blocks that were built beforehand go to the store as the worker sends them, with all default rollups.
@@ -121,7 +122,6 @@ def insert_all(settings: Settings, mapper: Mapper) -> None:
     for block in blocks:
         to.insert(block, _FAR_MS)
     done()
-    store.close()
 
 
 def main() -> None:

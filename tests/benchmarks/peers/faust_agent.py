@@ -5,8 +5,6 @@ stream buffer. The end is the acknowledgement of the last insert; its own commit
 """
 
 import asyncio
-import logging
-import os
 
 import faust
 from job import BATCH, EVENTS, FOLDER, GROUP, KAFKA, PARTITIONS, TOPIC, Sink, begun, done, loads, rows_of
@@ -47,9 +45,7 @@ async def count(stream):
             rows = []
         if read == EVENTS:
             done()
-            os._exit(0)  # measured; leaving the group in order is nobody's business here
 
 
 if __name__ == "__main__":
-    logging.disable(logging.WARNING)
     app.main()

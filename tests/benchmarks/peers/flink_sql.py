@@ -8,6 +8,7 @@ long and a short topic. With `check`, the rows go into an aggregation instead, a
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from pyflink.table import EnvironmentSettings, TableEnvironment
@@ -77,6 +78,7 @@ def main() -> None:
         print("begun", flush=True)
         table.execute_sql(f"INSERT INTO counted {ROWS}").wait()
     print("done", flush=True)
+    time.sleep(600)  # until it is killed, so that what it has used can still be read
 
 
 if __name__ == "__main__":

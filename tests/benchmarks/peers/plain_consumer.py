@@ -36,7 +36,6 @@ def main() -> None:
             consumer.commit(asynchronous=False)
             rows = []
     done()
-    consumer.close()
 
 
 if __name__ == "__main__":
