@@ -41,10 +41,12 @@ CREATE TABLE counted (
 ) WITH ('connector' = 'blackhole')
 """
 ROWS = """
-SELECT clientId, `timestamp`, transactionId, feature, IF(feature = 'tokens', data.tokens, `value`) AS quantity,
-       data.region, data.model, data.status
+SELECT clientId, `timestamp`, transactionId, feature,
+       CASE WHEN feature = 'tokens' THEN data.tokens ELSE `value` END AS quantity, data.region, data.model, data.status
 FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY transactionId ORDER BY seen ASC) AS sighting FROM sent)
-CROSS JOIN UNNEST(IF(eventName = 'generation', ARRAY['generations', 'tokens'], ARRAY[''])) AS fed (feature)
+CROSS JOIN UNNEST(
+    CASE WHEN eventName = 'generation' THEN ARRAY['generations', 'tokens'] ELSE ARRAY['none', 'none'] END
+) AS fed (feature)
 WHERE sighting = 1
 """
 
