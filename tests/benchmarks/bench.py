@@ -8,9 +8,9 @@ out is compared with plain Python. The backlog is in Kafka before the clock star
 What is timed. This worker: `tally worker` as in production, from the moment it has its first partition until the
 group's offsets have reached the ends of all partitions, which is after facts, ids, all rollups, ledger and changelog
 are acknowledged; the peers insert into one table without rollups. Other programs: from the first record in their hands
-until the last insert is acknowledged. Flink: the difference between a long and a short topic, since its start takes
-longer than the work. Starts of processes are never timed, everything after is. Competitors on one core, broker and
-engine on the other.
+until the last insert is acknowledged. Flink: the difference between a long and a short topic, once it is warm. Doors:
+what wrk sees while it sends for some seconds. Starts of processes are never timed, everything after is. Competitors on
+one core, broker and engine on the other.
 
 Slow competitors get the first part of the events (a twenty-fifth, a fifth) and Flink three times as many, so that each
 runs for some seconds at its own rate.
@@ -36,6 +36,7 @@ _HERE: Final = Path(__file__).resolve().parent
 sys.path[:0] = [str(_HERE), str(_HERE.parents[1])]
 
 import psutil  # noqa: E402
+from bench_doors import Load, api, fastapi  # noqa: E402
 from bench_environments import (  # noqa: E402
     BUILD,
     FLINK,
@@ -47,7 +48,7 @@ from bench_environments import (  # noqa: E402
 )
 from bench_events import Event, events  # noqa: E402
 from bench_figures import CEILINGS, TITLES, medians, ratios, table, verdicts  # noqa: E402
-from bench_place import COMPETITOR_CORES, OTHER_CORES, PEERS, BenchError, Data, Place, Timed, differences  # noqa: E402
+from bench_place import COMPETITOR_CORES, OTHER_CORES, PEERS, BenchError, Place, Timed, differences  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markdown import Markdown  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
@@ -56,6 +57,8 @@ RESULTS: Final = _HERE / "results" / "bench.json"
 _EVENTS: Final = 1_000_000
 _EVENTS_QUICK: Final = 100_000
 _EVENTS_MIN: Final = 4_000
+_DOOR_S: Final = 15
+_DOOR_S_QUICK: Final = 5
 _SECONDS_MAX: Final = 600.0  # of one measurement; nothing that works takes a fifth of it
 _PACKAGES: Final = (
     "aiokafka",
@@ -75,7 +78,7 @@ class Competitor:
 
     name: str
     share: float
-    measure: "Callable[[Place, Data, Sequence[Event]], Measured]"
+    measure: "Callable[[Place, Sequence[Event], int], Measured]"
     sizes: tuple[int, ...] = (1, 100)
 
 
@@ -86,11 +89,13 @@ class Measured:
     events: int
     timed: Timed
     checked: str
+    p99_ms: float | None = None
 
 
-def worker(place: Place, data: Data, _: Sequence[Event]) -> Measured:
+def worker(place: Place, sent: Sequence[Event], record_events: int) -> Measured:
     """This product's worker."""
-    settings = place.fresh(data, "worker")
+    data = place.load(sent, record_events)
+    settings = place.fresh(data.topic, "worker")
     place.tally(settings, "init")
     timed = place.run_worker(settings, data, _SECONDS_MAX)
     wrong = place.wrong_in_store(settings, data.expected)
@@ -101,11 +106,12 @@ def worker(place: Place, data: Data, _: Sequence[Event]) -> Measured:
 def peer(name: str, program: str, python: Callable[[], Path]) -> Competitor:
     """A program that inserts into the peers' table."""
 
-    def measure(place: Place, data: Data, _: Sequence[Event]) -> Measured:
+    def measure(place: Place, sent: Sequence[Event], record_events: int) -> Measured:
+        data = place.load(sent, record_events)
         argv = [str(python()), str(PEERS / program)]
-        settings = place.fresh(data, name)
+        settings = place.fresh(data.topic, name)
         place.make_table(settings)
-        timed = place.run_peer(argv, settings, data, _SECONDS_MAX, {})
+        timed = place.run_peer(argv, settings, data, _SECONDS_MAX)
         wrong = place.wrong_in_table(settings, data.expected)
         place.drop(settings.database)
         return Measured(data.expected.events, timed, wrong or "right")
@@ -113,51 +119,65 @@ def peer(name: str, program: str, python: Callable[[], Path]) -> Competitor:
     return Competitor(name, _SHARES[name], measure)
 
 
-def faust(place: Place, data: Data, _: Sequence[Event]) -> Measured:
+def faust(place: Place, sent: Sequence[Event], record_events: int) -> Measured:
     """The agent as a program of its own, started as Faust's documentation says."""
-    settings = place.fresh(data, "faust")
+    data = place.load(sent, record_events)
+    settings = place.fresh(data.topic, "faust")
     place.make_table(settings)
     argv = [sys.executable, str(PEERS / "faust_agent.py"), "worker", "--without-web", "-l", "info"]
-    timed = place.run_peer(argv, settings, data, _SECONDS_MAX, {})
+    timed = place.run_peer(argv, settings, data, _SECONDS_MAX)
     wrong = place.wrong_in_table(settings, data.expected)
     place.drop(settings.database)
     return Measured(data.expected.events, timed, wrong or "right")
 
 
-def flink(place: Place, data: Data, sent: Sequence[Event]) -> Measured:
-    """The difference between the topic and one of a third of its events; its numbers are checked once, untimed."""
+def flink(place: Place, sent: Sequence[Event], record_events: int) -> Measured:
+    """The difference between the topic and one of a third of its events, after one job to warm up, all in one process;
+    its numbers are checked once, untimed."""
     java, jar, python = flink_java(), flink_jar(_console.print), environment("flink", FLINK, _console.print)
-    short = place.load(sent[: len(sent) // 3], data.record_events)
+    data, short = place.load(sent, record_events), place.load(sent[: len(sent) // 3], record_events)
     extra = {"JAVA_HOME": str(java), "PYTHONPATH": "", "PATH": f"{java / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     argv = [str(python), str(PEERS / "flink_sql.py"), str(jar)]
-    one, other = (place.run_peer(argv, place.fresh(some, "flink"), some, _SECONDS_MAX, extra) for some in (short, data))
+    topics = [short.topic, short.topic, data.topic]
+    settings = place.fresh(data.topic, "flink")
+    _, one, other = place.run_jobs([*argv, *topics], settings, data, _SECONDS_MAX, extra, jobs=3)
     if other.seconds <= one.seconds:
         raise BenchError("the long topic took no longer than the short one: give it more events (--events)")
     cpu_s = {name: other.cpu_s[name] - one.cpu_s[name] for name in other.cpu_s}
     timed = Timed(other.seconds - one.seconds, cpu_s, other.rss_mib)
-    if data.topic not in _flink_checked:
-        settings = place.fresh(short, "flink_check")
-        place.run_peer([*argv, "check"], settings, short, _SECONDS_MAX, extra)
-        told = [
-            line.split()[1:] for line in (settings.home_dir / "log.txt").read_text().splitlines() if "result " in line
-        ]
+    if short.topic not in _flink_checked:
+        settings = place.fresh(short.topic, "flink_check")
+        place.run_jobs([*argv, "--check", short.topic], settings, short, _SECONDS_MAX, extra, jobs=1)
+        log = (settings.home_dir / "log.txt").read_text()
+        told = [line.split()[1:] for line in log.splitlines() if line.startswith("result ")]
         found = {name: (int(rows), int(ids), int(total)) for name, rows, ids, total in told}
-        _flink_checked[data.topic] = differences(found, short.expected) or "right (by a query of its own, untimed)"
-    return Measured(data.expected.events - short.expected.events, timed, _flink_checked[data.topic])
+        _flink_checked[short.topic] = differences(found, short.expected) or "right (by a query of its own, untimed)"
+    return Measured(data.expected.events - short.expected.events, timed, _flink_checked[short.topic])
 
 
 def ceiling(what: str) -> Competitor:
     """One step alone."""
 
-    def measure(place: Place, data: Data, _: Sequence[Event]) -> Measured:
-        settings = place.fresh(data, what)
+    def measure(place: Place, sent: Sequence[Event], record_events: int) -> Measured:
+        data = place.load(sent, record_events)
+        settings = place.fresh(data.topic, what)
         place.tally(settings, "init")
         argv = [sys.executable, str(PEERS / "ceilings.py"), what]
-        timed = place.run_peer(argv, settings, data, _SECONDS_MAX, {})
+        timed = place.run_peer(argv, settings, data, _SECONDS_MAX)
         place.drop(settings.database)
         return Measured(data.expected.events, timed, "")
 
     return Competitor(what, 1, measure)
+
+
+def door(name: str, many: int, load: Callable[[Place, int], Load]) -> Competitor:
+    """A server under load; the events' number sets how long (quick or not), since a door has no backlog."""
+
+    def measure(place: Place, sent: Sequence[Event], _: int) -> Measured:
+        found = load(place, _DOOR_S_QUICK if len(sent) < _EVENTS else _DOOR_S)
+        return Measured(found.answers * many, found.timed, found.checked, found.p99_ms)
+
+    return Competitor(name, 1, measure, sizes=(many,))
 
 
 _flink_checked: dict[str, str] = {}
@@ -170,6 +190,9 @@ COMPETITORS: Final = (
     Competitor("flink", 3, flink, sizes=(1,)),
     peer("plain", "plain_consumer.py", lambda: Path(sys.executable)),
     *map(ceiling, CEILINGS),
+    door("api", 1, lambda place, seconds: api(place, 1, seconds)),
+    door("fastapi", 1, lambda place, seconds: fastapi(place, seconds, _console.print)),
+    door("api-500", 500, lambda place, seconds: api(place, 500, seconds)),
 )
 
 
@@ -178,10 +201,8 @@ def measure(
 ) -> dict[str, Any]:
     """One run of one competitor as an entry of the results; why there are no figures stands in `note`."""
     row: dict[str, Any] = {"name": competitor.name, "record_events": record_events, "run": run}
-    number = min(len(sent), max(_EVENTS_MIN, int(len(sent) * competitor.share)))
     try:
-        data = place.load(sent[:number], record_events)
-        found = competitor.measure(place, data, sent[:number])
+        found = competitor.measure(place, sent, record_events)
     except (Missing, BenchError) as error:
         return {**row, "note": str(error)}
     cpu_s = found.timed.cpu_s
@@ -194,6 +215,7 @@ def measure(
         "per_cpu_s": {name: round(found.events / max(used, 1e-9)) for name, used in cpu_s.items()},
         "rss_mib": found.timed.rss_mib,
         "checked": found.checked,
+        **({} if found.p99_ms is None else {"p99_ms": found.p99_ms}),
     }
 
 
@@ -248,7 +270,7 @@ def all_runs(place: Place, competitors: Sequence[Competitor], options: argparse.
     plan = [
         (run, size, one)
         for run in range(1, options.runs + 1)
-        for size in (1, 100)
+        for size in (1, 100, 500)
         for one in competitors
         if size in one.sizes
     ]
@@ -259,7 +281,7 @@ def all_runs(place: Place, competitors: Sequence[Competitor], options: argparse.
         sent = list(events(max(numbers.values())))
         for run, size, one in plan:
             progress.update(task, description=f"run {run}, {one.name}, records of {size}")
-            row = measure(place, one, sent, numbers[one.name], size, run)
+            row = measure(place, one, sent[: numbers[one.name]], size, run)
             told = f"{row['events_per_s']:>9,} events/s {row['checked']}" if "events" in row else row["note"]
             progress.console.print(f"run {run} {one.name:8} records of {size:3}: {told}", markup=False, highlight=False)
             progress.advance(task)

@@ -17,6 +17,7 @@ from pipeline.local.jars import JarError, fetch
 BUILD: Final = Path(__file__).resolve().parents[2] / "build"
 QUIX: Final = ("quixstreams==3.28.1", "clickhouse-connect==1.12.0", "orjson==3.13.0")
 FLINK: Final = ("apache-flink==2.1.1", "setuptools<81")  # its start script needs pkg_resources
+FASTAPI: Final = ("fastapi==0.165.0", "uvicorn[standard]==0.54.0", "aiokafka[lz4]==0.14.0")
 FLINK_KAFKA: Final = "org.apache.flink:flink-sql-connector-kafka:4.0.1-2.0"
 FLINK_JAVA: Final = (17, 11, 21)  # versions it runs on, the recommended one first
 _SUMS: Final = Path(__file__).resolve().parent / "peers" / "flink-jars.sha256"

@@ -163,18 +163,23 @@ class Place:
             "TALLY_DATABASE": settings.database,
         }
 
-    def tally(self, settings: Settings, *arguments: str) -> None:
-        """A command of the product to its end."""
+    def tally(self, settings: Settings, *arguments: str) -> str:
+        """A command of the product to its end; what it prints."""
         done = subprocess.run(
             [*_TALLY, *arguments], env=self.environment(settings), capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise BenchError(f"tally {arguments[0]} exited {done.returncode}: {done.stderr or done.stdout}")
+        return done.stdout
 
-    def fresh(self, data: Data, kind: str) -> Settings:
+    def watch(self, pid: int) -> "Watch":
+        """Clocks of a competitor with this process id, broker and engine."""
+        return Watch(self._services.pids(), pid)
+
+    def fresh(self, topic: str, kind: str) -> Settings:
         """Settings for one run, with nothing left of any other; waits until the engine has nothing to do."""
         self._number += 1
-        settings = self.settings(data.topic, f"{kind}_{self._number}".replace("-", "_"))
+        settings = self.settings(topic, f"{kind}_{self._number}".replace("-", "_"))
         settings.home_dir.mkdir(parents=True)
         self._until_idle()
         return settings
@@ -184,8 +189,8 @@ class Place:
         port = choose("worker", wanted=None, remembered=None, taken=set())
         environment = self.environment(settings) | {"TALLY_WORKER_PORT": str(port)}
         ends = {p: end for p, (_, end) in log_bounds(settings, data.topic, range(PARTITIONS)).items()}
-        with self._process([*_TALLY, "worker"], environment, settings.home_dir) as running:
-            watch = _Watch(self._services.pids(), running.pid)
+        with self.process([*_TALLY, "worker"], environment, settings.home_dir) as running:
+            watch = self.watch(running.pid)
             running.until("partition_taken", seconds_max)
             watch.start()
             while not self._counted(settings, ends):
@@ -193,10 +198,21 @@ class Place:
                 time.sleep(_LOOK_S)
             return watch.stop()
 
-    def run_peer(
-        self, argv: Sequence[str], settings: Settings, data: Data, seconds_max: float, extra: Mapping[str, str]
-    ) -> Timed:
-        """A program that says `begun` and `done`; everything it needs is in its environment."""
+    def run_peer(self, argv: Sequence[str], settings: Settings, data: Data, seconds_max: float) -> Timed:
+        """A program that says `begun` and `done` once."""
+        return self.run_jobs(argv, settings, data, seconds_max, {}, jobs=1)[0]
+
+    def run_jobs(
+        self,
+        argv: Sequence[str],
+        settings: Settings,
+        data: Data,
+        seconds_max: float,
+        extra: Mapping[str, str],
+        *,
+        jobs: int,
+    ) -> list[Timed]:
+        """A program that says `begun` and `done` for each of its jobs; what it needs is in its environment."""
         environment = self.environment(settings) | {
             "PYTHONPATH": os.pathsep.join((str(PEERS), str(ROOT))),
             "BENCH_KAFKA": self.kafka,
@@ -211,18 +227,21 @@ class Place:
             "BENCH_RECORD_EVENTS": str(data.record_events),
             **extra,
         }
-        with self._process(argv, environment, settings.home_dir) as running:
-            watch = _Watch(self._services.pids(), running.pid)
-            running.until("begun", seconds_max)
-            watch.start()
-            running.until("done", seconds_max)
-            return watch.stop()
+        with self.process(argv, environment, settings.home_dir) as running:
+            watch, timed = self.watch(running.pid), []
+            for _ in range(jobs):
+                running.until("begun", seconds_max)
+                watch.start()
+                running.until("done", seconds_max)
+                timed.append(watch.stop())
+            return timed
 
     @contextmanager
-    def _process(self, argv: Sequence[str], environment: Mapping[str, str], folder: Path) -> "Iterator[_Running]":
+    def process(self, argv: Sequence[str], environment: Mapping[str, str], folder: Path) -> "Iterator[Running]":
+        """A process on the competitor's core, with its log in `folder`; killed at the end."""
         os.sched_setaffinity(0, COMPETITOR_CORES)  # inherited by what starts now
         try:
-            running = _Running(argv, environment, folder)
+            running = Running(argv, environment, folder)
         finally:
             os.sched_setaffinity(0, OTHER_CORES)
         try:
@@ -307,7 +326,7 @@ def differences(found: Mapping[str, tuple[int, int, int]], wanted: Expected) -> 
     return "; ".join(told)
 
 
-class _Running:
+class Running:
     """A process whose lines are read as they come, with its log."""
 
     def __init__(self, argv: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
@@ -362,7 +381,7 @@ class _Running:
         return f"its log ({self.log}) ends with:\n{self.log.read_text()[-2000:] if self.log.exists() else ''}"
 
 
-class _Watch:
+class Watch:
     """Clock and processor time of competitor, broker and engine between two moments."""
 
     def __init__(self, services: Mapping[str, int], competitor: int) -> None:
