@@ -49,9 +49,12 @@ from bench_environments import (  # noqa: E402
 from bench_events import Event, events  # noqa: E402
 from bench_figures import CEILINGS, TITLES, medians, ratios, table, verdicts  # noqa: E402
 from bench_place import COMPETITOR_CORES, OTHER_CORES, PEERS, BenchError, Place, Timed, differences  # noqa: E402
+from confluent_kafka import KafkaException  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markdown import Markdown  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
+
+from pipeline.ports import StoreError, StoreUnavailable  # noqa: E402
 
 RESULTS: Final = _HERE / "results" / "bench.json"
 _EVENTS: Final = 1_000_000
@@ -203,7 +206,7 @@ def measure(
     row: dict[str, Any] = {"name": competitor.name, "record_events": record_events, "run": run}
     try:
         found = competitor.measure(place, sent, record_events)
-    except (Missing, BenchError) as error:
+    except (Missing, BenchError, StoreError, StoreUnavailable, KafkaException, OSError) as error:
         return {**row, "note": str(error)}
     cpu_s = found.timed.cpu_s
     return {
@@ -212,7 +215,8 @@ def measure(
         "seconds": round(found.timed.seconds, 3),
         "events_per_s": round(found.events / found.timed.seconds),
         "cpu_s": {name: round(used, 2) for name, used in cpu_s.items()},
-        "per_cpu_s": {name: round(found.events / max(used, 1e-9)) for name, used in cpu_s.items()},
+        # 0: it did next to nothing, less than clocks of processes can tell
+        "per_cpu_s": {name: round(found.events / used) if used > 0.01 else 0 for name, used in cpu_s.items()},
         "rss_mib": found.timed.rss_mib,
         "checked": found.checked,
         **({} if found.p99_ms is None else {"p99_ms": found.p99_ms}),
@@ -238,7 +242,15 @@ def machine() -> dict[str, Any]:
     }
 
 
-def document(runs: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+def keep(results: Mapping[str, Any], file: Path) -> None:
+    """Writes the results, making the folder if need be."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def document(
+    runs: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], options: argparse.Namespace
+) -> dict[str, Any]:
     """All results: runs, their medians, ratios, targets and the machine."""
     rows = medians(runs)
     found, figures = ratios(rows)
@@ -247,7 +259,7 @@ def document(runs: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> 
         "quick": options.quick,
         "events": options.events,
         "runs": options.runs,
-        "machine": machine(),
+        "machine": facts,
         "ratios": found,
         "figures": figures,
         "targets": verdicts({**found, **figures}),
@@ -298,23 +310,26 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
     parser.add_argument("--record", action="store_true", help="keep the results in tests/benchmarks/results")
     options = parser.parse_args()
+    if options.record and (options.quick or options.only):
+        parser.error("what is kept is a whole run: --record goes with neither --quick nor --only")
     options.runs = options.runs or (1 if options.quick else 3)
     options.events = options.events or (_EVENTS_QUICK if options.quick else _EVENTS)
     competitors = chosen(options.only)
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    facts, runs = machine(), []
     with Place(folder) as place:
-        runs = list(all_runs(place, competitors, options))
-    results = document(runs, options)
-    text = json.dumps(results, indent=1) + "\n"
-    for file in [BUILD / "bench.json", *([RESULTS] if options.record else [])]:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        for run in all_runs(place, competitors, options):
+            runs.append(run)
+            results = document(runs, facts, options)
+            keep(results, BUILD / "bench.json")  # after each, so that a run that is broken off has its first half
+    if options.record:
+        keep(results, RESULTS)
     if any("events" not in run for run in runs):
         _console.print(f"logs are kept in {folder}")
     else:
         shutil.rmtree(folder)
     if options.json:
-        print(text, end="")
+        print(json.dumps(results, indent=1))
     elif sys.stdout.isatty():
         Console().print(Markdown(table(results)))
     else:

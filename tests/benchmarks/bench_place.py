@@ -36,7 +36,7 @@ PARTITIONS: Final = 6  # the product's default
 _ALL_CORES: Final = sorted(os.sched_getaffinity(0))
 COMPETITOR_CORES: Final = frozenset(_ALL_CORES[:1])
 OTHER_CORES: Final = frozenset(_ALL_CORES[1:] or _ALL_CORES)
-_LOOK_S: Final = 0.02
+_LOOK_S: Final = 0.1  # more often, and the broker is busy with answering
 _IDLE_S: Final = 60.0
 _TALLY: Final = [sys.executable, "-m", "tally"]
 

@@ -19,6 +19,7 @@ SETTINGS = {
     "state.backend.type": "rocksdb",
     "execution.checkpointing.interval": "5s",
     "execution.checkpointing.incremental": "true",
+    "execution.checkpointing.checkpoints-after-tasks-finish": "false",  # a job does not wait for one more at its end
     "table.exec.mini-batch.enabled": "true",
     "table.exec.mini-batch.allow-latency": "500 ms",
     "table.exec.mini-batch.size": "5000",
