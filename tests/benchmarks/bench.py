@@ -39,6 +39,7 @@ import psutil  # noqa: E402
 from bench_doors import Load, api, fastapi  # noqa: E402
 from bench_environments import (  # noqa: E402
     BUILD,
+    FASTAPI,
     FLINK,
     QUIX,
     Missing,
@@ -72,6 +73,7 @@ _PACKAGES: Final = (
     "chdb",
     "pyarrow",
 )
+_OTHER_PACKAGES: Final = (QUIX[0], FLINK[0], *FASTAPI[:2])  # of environments of their own
 _console = Console(stderr=True)  # standard output is for the results
 
 
@@ -223,6 +225,12 @@ def measure(
     }
 
 
+def pinned(package: str) -> tuple[str, str]:
+    """Name and version of `name==version` or `name[extra]==version`."""
+    name, _, version = package.partition("==")
+    return name.partition("[")[0], version
+
+
 def machine() -> dict[str, Any]:
     """What the figures hold for."""
     commit = subprocess.run(
@@ -237,7 +245,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / (1 << 30)),
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in _PACKAGES} | {"quix": QUIX[0], "flink": FLINK[0]},
+        "packages": {name: metadata.version(name) for name in _PACKAGES} | dict(map(pinned, _OTHER_PACKAGES)),
         "commit": commit.stdout.strip() or "unknown",
     }
 

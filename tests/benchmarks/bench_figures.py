@@ -123,7 +123,9 @@ def table(document: Mapping[str, Any]) -> str:
     lines = [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, "
         f"Python {machine['python']}; commit {machine['commit']}, {document['date']}; medians of {document['runs']} "
-        f"{'run' if document['runs'] == 1 else 'runs'}.",
+        f"{'run' if document['runs'] == 1 else 'runs'}"
+        f"{', few events: rates of a start, not of a worker' if document['quick'] else ''}.",
+        f"Versions: {', '.join(f'{name} {version}' for name, version in machine['packages'].items())}.",
     ]
     for size in sorted({row["record_events"] for row in rows if row["name"] not in ("api", "fastapi", "api-500")}):
         some = [row for row in rows if row["record_events"] == size and not row["name"].startswith(("api", "fastapi"))]

@@ -145,6 +145,7 @@ class Place:
             kafka=self.kafka,
             clickhouse=self.clickhouse,
             topic_events=topic,
+            partitions=PARTITIONS,
             group=f"group-{name}",
             database=f"db_{name}",
         )
@@ -159,6 +160,7 @@ class Place:
             "TALLY_KAFKA": settings.kafka,
             "TALLY_CLICKHOUSE": settings.clickhouse,
             "TALLY_TOPIC_EVENTS": settings.topic_events,
+            "TALLY_PARTITIONS": str(PARTITIONS),
             "TALLY_GROUP": settings.group,
             "TALLY_DATABASE": settings.database,
         }

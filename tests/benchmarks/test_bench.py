@@ -10,7 +10,15 @@ from bench_figures import medians, ratios, table, verdicts
 from bench_place import differences
 from bench_report import BEGIN, END, bars, plot, put_in
 
-_MACHINE = {"cpu": "a core", "cores": 2, "memory_gib": 8, "system": "Linux 6", "python": "3.11", "commit": "abc"}
+_MACHINE = {
+    "cpu": "a core",
+    "cores": 2,
+    "memory_gib": 8,
+    "system": "Linux 6",
+    "python": "3.11",
+    "commit": "abc",
+    "packages": {"quixstreams": "3"},
+}
 
 
 def _run(name: str, rate: int, size: int = 1, run: int = 1, checked: str = "right", **more: Any) -> dict[str, Any]:
@@ -23,7 +31,8 @@ def _document(runs: list[dict[str, Any]]) -> dict[str, Any]:
     rows = medians(runs)
     found, figures = ratios(rows)
     targets = verdicts({**found, **figures})
-    return {"machine": _MACHINE, "date": "2026-11-21", "runs": 1, "rows": rows, "targets": targets, "ratios": found}
+    facts = {"machine": _MACHINE, "date": "2026-11-21", "runs": 1, "quick": False}
+    return {**facts, "rows": rows, "targets": targets, "ratios": found}
 
 
 def test_the_events_are_the_same_each_time_and_a_short_list_begins_a_long_one() -> None:
