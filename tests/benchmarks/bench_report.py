@@ -62,6 +62,8 @@ def plot(document: Mapping[str, Any], file: Path) -> None:
     from matplotlib import pyplot
 
     sizes = [size for size in (1, 100) if bars(document, size)]
+    every = [rate for size in sizes for _, rate, _ in bars(document, size)]
+    slowest, fastest = min(every), max(every)
     figure, axes = pyplot.subplots(1, len(sizes), figsize=(5.2 * len(sizes), 3.6), squeeze=False, sharex=True)
     for axis, size in zip(axes[0], sizes, strict=True):
         found = bars(document, size)
@@ -71,12 +73,12 @@ def plot(document: Mapping[str, Any], file: Path) -> None:
         axis.set_yticks(range(len(found)), names)
         axis.invert_yaxis()
         axis.set_xscale("log")
-        axis.set_xlim(1_000, max(rates) * 6)
+        axis.set_xlim(slowest / 3, fastest * 9)
         axis.set_title(f"records of {size} event{'' if size == 1 else 's'}", loc="left")
-        axis.set_xlabel("events a second, one core (logarithmic); pale: ceilings, not the whole job")
+    figure.supxlabel("events a second on one core, logarithmic; pale: ceilings, which do one step only", fontsize=9)
     figure.tight_layout()
     # without a date, so that the same results give the same file
-    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+    figure.savefig(file, facecolor="white", metadata={"Date": None} if file.suffix == ".svg" else None)
     pyplot.close(figure)
 
 
@@ -85,6 +87,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put table and plot into their places")
     options = parser.parse_args()
+    if not RESULTS.exists():
+        parser.error(f"there is no {RESULTS.relative_to(README.parent)} yet: bench.py --record makes it")
     document = json.loads(RESULTS.read_text())
     made = table(document)
     if not options.write:
