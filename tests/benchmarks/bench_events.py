@@ -1,0 +1,104 @@
+"""The events that everything in `make bench` counts, and what they must come to by plain Python.
+
+Events of about 250 bytes, 5 % of them sent twice, one name that feeds two features, three declared dimensions,
+timestamps over 20 days (two months, so that stores partition them). The same seed gives the same events, and a shorter
+list is the beginning of a longer one: a slow competitor gets the first part of what a fast one gets.
+"""
+
+import random
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+ACCOUNT: Final = "default"
+EVENT_NAME: Final = "generation"
+DUPLICATES: Final = 0.05
+CUSTOMERS: Final = 20_000
+CATALOG: Final = """\
+features:
+  - id: generations
+    name: Generations
+    event_names: [generation]
+  - id: tokens
+    name: Tokens
+    event_names: [generation]
+    value_key: tokens
+dimensions:
+  - {key: region, type: string}
+  - {key: model, type: string}
+  - {key: status, type: string}
+"""
+"""`generations` adds up the events' values, `tokens` a number of their data."""
+
+_FIRST_S: Final = int(datetime(2026, 10, 21, tzinfo=UTC).timestamp())
+_DAYS: Final = 20
+_REGIONS: Final = ("eu-central-1", "us-east-1", "ap-south-1", "sa-east-1")
+_MODELS: Final = ("large-2026", "small-2026", "draft")
+_STATUSES: Final = ("ok", "ok", "ok", "retried", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a list of events must come to: events sent, distinct ids, and the sum of each feature over those ids."""
+
+    events: int
+    ids: int
+    sums: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event as it is sent. `tokens` and `value` are what the features add up; `again`: its id came before."""
+
+    transaction_id: str
+    line: bytes
+    value: int
+    tokens: int
+    again: bool = False
+
+
+def events(number: int, seed: int = 1) -> Iterator[Event]:
+    """That many events in the order in which they are sent. A repetition is equal to the byte."""
+    draw = random.Random(seed)
+    sent: list[Event] = []
+    for _ in range(number):
+        if sent and draw.random() < DUPLICATES:
+            first = draw.choice(sent)
+            yield Event(first.transaction_id, first.line, first.value, first.tokens, again=True)
+        else:
+            sent.append(_event(draw))
+            yield sent[-1]
+
+
+def expected(sent: Sequence[Event]) -> Expected:
+    """Plain counting: a dictionary of the ids, nothing of the pipeline's code."""
+    first = {}
+    for event in sent:
+        first.setdefault(event.transaction_id, event)
+    sums = {
+        "generations": sum(event.value for event in first.values()),
+        "tokens": sum(event.tokens for event in first.values()),
+    }
+    return Expected(len(sent), len(first), sums)
+
+
+def envelopes(lines: Sequence[bytes], size: int) -> list[bytes]:
+    """Values of Kafka records with `size` lines each; the last one may have fewer."""
+    return list(lines) if size == 1 else [b"\n".join(lines[i : i + size]) for i in range(0, len(lines), size)]
+
+
+def _event(draw: random.Random) -> Event:
+    transaction_id = str(uuid.UUID(int=draw.getrandbits(128)))
+    ms = int(draw.random() * _DAYS * 86_400_000)
+    when = datetime.fromtimestamp(_FIRST_S + ms // 1000, UTC)
+    value, tokens = 1 + int(draw.random() * 9), int(draw.random() * 100_000)
+    timestamp = f"{when:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+    line = (
+        f'{{"clientId":"customer-{int(draw.random() * CUSTOMERS)}","timestamp":"{timestamp}",'
+        f'"transactionId":"{transaction_id}","eventName":"{EVENT_NAME}","value":{value},'
+        f'"data":{{"region":"{draw.choice(_REGIONS)}","model":"{draw.choice(_MODELS)}",'
+        f'"status":"{draw.choice(_STATUSES)}","stream":true,"tokens":{tokens}}}}}'
+    )
+    return Event(transaction_id, line.encode(), value, tokens)
