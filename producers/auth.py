@@ -55,7 +55,8 @@ class Authentication(ASGIMiddleware):
 def needs(*scopes: Literal["ingest", "read", "admin"]) -> Guard:
     """A guard that lets keys pass that have one of the scopes, or `admin`."""
 
-    def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    # async although it awaits nothing: Litestar would call a plain function in another thread, for each request
+    async def guard(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
         require_scope(principal_of(connection), *scopes)
 
     return guard

@@ -65,9 +65,8 @@ class Publisher:
         records = [
             (partition, record) for partition, found in lines.items() for record in _cut(found, self._record_bytes_max)
         ]
-        outcomes = await asyncio.gather(
-            *(self._write(partition, [line for _, line in record], headers) for partition, record in records)
-        )
+        writes = [self._write(partition, [line for _, line in record], headers) for partition, record in records]
+        outcomes = [await writes[0]] if len(writes) == 1 else await asyncio.gather(*writes)
         receipts: dict[int, Receipt] = {}
         for (partition, record), outcome in zip(records, outcomes, strict=True):
             for number, (index, _) in enumerate(record):
