@@ -109,8 +109,16 @@ class Intake:
         self._in_flight_events_max = in_flight_events_max
         self._in_flight_events = 0
 
-    async def receive(self, account: str, events: Sequence[Event], *, defaulted: bool = False) -> Delivery:
-        """Waits for the log's acknowledgement, at most its time-out. Raises Problem 429 when too much is in flight."""
+    async def receive(
+        self,
+        account: str,
+        events: Sequence[Event],
+        *,
+        defaulted: bool = False,
+        as_sent: Sequence[bytes | None] | None = None,
+    ) -> Delivery:
+        """Waits for the log's acknowledgement, at most its time-out. Raises Problem 429 when too much is in flight.
+        `as_sent`: see Publisher.publish."""
         if not events:
             return Delivery([], None)
         if self._in_flight_events + len(events) > self._in_flight_events_max:
@@ -119,7 +127,7 @@ class Intake:
         self._in_flight_events += len(named)
         try:
             receipts = await self._publisher.publish(
-                account, named, catalog_version=self.catalog.version, defaulted=defaulted
+                account, named, catalog_version=self.catalog.version, defaulted=defaulted, as_sent=as_sent
             )
         except LogUnavailable as error:
             receipts = [Receipt(event.transaction_id or "", str(error)) for event in named]

@@ -45,20 +45,29 @@ class Publisher:
         self._new_id = new_id
 
     async def publish(
-        self, account: str, events: Sequence[Event], *, catalog_version: int, defaulted: bool = False
+        self,
+        account: str,
+        events: Sequence[Event],
+        *,
+        catalog_version: int,
+        defaulted: bool = False,
+        as_sent: Sequence[bytes | None] | None = None,
     ) -> list[Receipt]:
         """One receipt per event, in order. `catalog_version` is the version that the door has seen: the worker maps
-        with that one or a later. `defaulted`: the door filled in the timestamps.
+        with that one or a later. `defaulted`: the door filled in the timestamps. `as_sent`: for events whose line, as
+        `decode_event` took it, says all, that line; None for those that are to be written anew.
 
         Waits for acks=all, at most the log's time-out. Raises LogUnavailable when nothing at all was acknowledged.
         """
         ids = [event.transaction_id or self._new_id() for event in events]
         lines: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
-        for index, (event, identity) in enumerate(zip(events, ids, strict=True)):
-            if event.transaction_id is None:
-                event = msgspec.structs.replace(event, transaction_id=identity)  # noqa: PLW2901
-            partition = partition_of(id_hash(account, identity), self._partitions)
-            lines[partition].append((index, encode_event(event)))
+        own_lines = as_sent if as_sent is not None else [None] * len(events)
+        for index, (event, identity, line) in enumerate(zip(events, ids, own_lines, strict=True)):
+            if line is None:
+                if event.transaction_id is None:
+                    event = msgspec.structs.replace(event, transaction_id=identity)  # noqa: PLW2901
+                line = encode_event(event)  # noqa: PLW2901
+            lines[partition_of(id_hash(account, identity), self._partitions)].append((index, line))
         headers = [("account", account.encode()), ("catalog", str(catalog_version).encode())]
         if defaulted:
             headers.append(("defaulted", b"timestamp"))

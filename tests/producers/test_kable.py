@@ -59,7 +59,16 @@ async def test_one_event_is_received(doors: Doors, path: str) -> None:
     [record] = doors.log.records
     assert record.partition == partition_of(id_hash("acme", "t-1"), PARTITIONS)
     assert record.headers == {"account": b"acme", "catalog": str(doors.catalog.catalog.version).encode()}
-    assert doors.events() == [{**EVENT, "timestamp": "2026-01-31T10:00:00Z"}]
+    assert doors.events() == [EVENT]
+
+
+async def test_an_event_over_several_lines_is_one_line_of_the_log(doors: Doors) -> None:
+    """What says all goes to the log as it came, but never with a line break: those part events."""
+    spread = json.dumps([EVENT, {**EVENT, "transactionId": "t-2"}], indent=2)
+    answer = await doors.post("/api/v1/events", content=spread.encode())
+    assert answer.json()["accepted"] == 2
+    assert sorted(event["transactionId"] for event in doors.events()) == ["t-1", "t-2"]
+    assert sorted(len(record.value.split(b"\n")) for record in doors.log.records if record.value) in ([1, 1], [2])
 
 
 async def test_an_event_without_id_gets_a_uuid7(doors: Doors) -> None:
