@@ -11,6 +11,7 @@ import binascii
 import io
 import json
 import logging
+import re
 import secrets
 import threading
 import time
@@ -33,6 +34,7 @@ from pipeline.local.encoding import (
 )
 from pipeline.local.handle import Engine, EngineError, Handle, Output
 from pipeline.local.joining import JoinError, joiner
+from pipeline.local.room import Room
 from pipeline.local.server import Answer, DisconnectedError, Request
 from pipeline.local.statement import Kind, Statement, StatementError, outline
 
@@ -129,6 +131,8 @@ _TYPES = (
     ("pretty", "text/plain; charset=UTF-8"),
     ("vertical", "text/plain; charset=UTF-8"),
 )
+_FIRST_WORD = re.compile(rb"(?:\s|--[^\n]*\n|/\*.*?\*/)*([A-Za-z]+)", re.DOTALL)
+_WRITING = frozenset({b"INSERT", b"ALTER", b"OPTIMIZE", b"CREATE", b"REPLACE", b"ATTACH"})
 _log = logging.getLogger(__name__)
 
 
@@ -218,8 +222,9 @@ class _Sessions:
 class Gateway:
     """Answers requests on one engine; any number of threads may call it at once."""
 
-    def __init__(self, engine: Engine, *, body_bytes_max: int) -> None:
+    def __init__(self, engine: Engine, room: Room, *, body_bytes_max: int) -> None:
         self._engine = engine
+        self._room = room
         self._body_bytes_max = body_bytes_max
         self._sessions = _Sessions()
 
@@ -288,11 +293,30 @@ class Gateway:
             if ask.statement.kind is Kind.READ:
                 pieces = _rows(handle, ask, counts)
             else:
-                pieces = _once(_effect(handle, ask, counts))
+                pieces = _once(self._effect(handle, ask, counts))
             with closing(pieces):  # a client that went away: the statement is cancelled
                 self._send(ask, pieces, counts, answer)
         if ask.statement.kind is Kind.SESSION and ask.session:
             self._sessions.add(ask.session, ask.text, ask.session_timeout_s)
+
+    def _effect(self, handle: Handle, ask: _Ask, counts: _Counts) -> bytes:
+        """Run a statement that changes something; what it prints is small. Where it puts rows somewhere, it is not
+        taken for done unless there was room."""
+        word = _FIRST_WORD.match(ask.text)
+        verb = word[1].upper() if word else b""
+        if verb == b"INSERT":
+            self._room.require(len(ask.text) + len(ask.data))
+        statement = ask.statement
+        if statement.kind is Kind.INSERT_DATA:
+            handle.set({f"param_{name}": value for name, value in ask.params.items()})
+            pieces = [memoryview(ask.text)[statement.data_start :], memoryview(ask.data)]
+            output = handle.insert(ask.text[: statement.sql_end], statement.format, pieces)
+        else:
+            output = handle.run(ask.sql, ask.format, ask.params)
+        if verb in _WRITING:
+            self._room.prove()
+        counts.add(output)
+        return output.data
 
     def _prepare(self, handle: Handle, ask: _Ask) -> None:
         """Database and settings of this statement; read-only last, since it forbids all further changes."""
@@ -415,19 +439,6 @@ def _form(body: bytes, content_type: str) -> dict[str, str]:
 
 def _once(data: bytes) -> Generator[bytes]:
     yield data
-
-
-def _effect(handle: Handle, ask: _Ask, counts: _Counts) -> bytes:
-    """Run a statement that changes something; what it prints is small."""
-    statement = ask.statement
-    if statement.kind is Kind.INSERT_DATA:
-        handle.set({f"param_{name}": value for name, value in ask.params.items()})
-        pieces = [memoryview(ask.text)[statement.data_start :], memoryview(ask.data)]
-        output = handle.insert(ask.text[: statement.sql_end], statement.format, pieces)
-    else:
-        output = handle.run(ask.sql, ask.format, ask.params)
-    counts.add(output)
-    return output.data
 
 
 def _hold(pieces: Iterator[bytes], limit: int) -> tuple[bytes, bool]:

@@ -103,7 +103,7 @@ class Handle:
         """Insert encoded rows as one statement; ``sql`` has no FORMAT clause."""
         if not _NAME.fullmatch(format_name):
             raise EngineError(f"Code: 73. DB::Exception: Unknown format {format_name}. (UNKNOWN_FORMAT)")
-        with tempfile.NamedTemporaryFile(prefix=SPOOL_PREFIX, dir=self._spool) as file:
+        with _spool_errors(), tempfile.NamedTemporaryFile(prefix=SPOOL_PREFIX, dir=self._spool) as file:
             for piece in pieces:
                 file.write(piece)
             file.flush()
@@ -163,6 +163,11 @@ class Engine:
         with self.open() as handle:
             handle.run("KILL QUERY WHERE query_id != queryID() ASYNC")
 
+    def merge(self, allowed: bool) -> None:
+        """Lets parts be merged, or not; merges that run are ended."""
+        with self.open() as handle:
+            handle.run("SYSTEM START MERGES" if allowed else "SYSTEM STOP MERGES")
+
     def close(self) -> None:
         """Stop the engine; every other handle must be closed."""
         self._root.close()
@@ -184,3 +189,14 @@ def _engine_errors() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise EngineError(str(error)) from error
+
+
+@contextmanager
+def _spool_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = (
+            f"Code: 243. DB::Exception: the data cannot be written to a file ({error.strerror}). (NOT_ENOUGH_SPACE)"
+        )
+        raise EngineError(message) from error

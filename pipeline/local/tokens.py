@@ -55,12 +55,13 @@ def settle_tokens(folder: Path) -> int:
     """
     if not (folder / "store").is_dir():
         return 0
-    with _locked(folder):
+    with locked(folder):
         return sum(_settle_table(table, folder / _NEW_NAME) for table in _tables(folder))
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps the engine's own lock on an existing folder. Raises FolderInUseError."""
     file = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         try:

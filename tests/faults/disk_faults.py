@@ -93,7 +93,8 @@ def _until_noticed(cluster: Cluster, name: str, draw: random.Random) -> None:
 
 
 def _engine_disk_full(cluster: Cluster, draw: random.Random) -> None:
-    """The engine cannot write a part: it refuses inserts, and the workers wait and look."""
+    """The engine cannot write a part: it refuses inserts, ends when it has taken one for written, and the workers wait
+    and look."""
     _forbid_writing(cluster, "clickhouse", 4 + draw.random() * 8)
 
 
