@@ -14,19 +14,24 @@ What it changes, and why:
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import faust
-from aiokafka.consumer.fetcher import FetchResult
 from faust.stores.base import Store as FaustStore
 from faust.tables.manager import TableManager as FaustTableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import TP, ConsumerMessage
 from mode.supervisors import CrashingSupervisor
 
-from pipeline.adapters.kafka import commit_as, committed_metadata, end_offsets, group_consumer, leave_group
+from pipeline.adapters.kafka import (
+    FetchedRecords,
+    commit_as,
+    committed_metadata,
+    end_offsets,
+    group_consumer,
+    leave_group,
+)
 from pipeline.adapters.rocks import SightingTable, Tables
 from pipeline.block import RULES, LogRecord
 from pipeline.ports import Batch, CommitAnswer, Member
@@ -79,8 +84,8 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         """Batches of the opened partitions; empty when there is nothing within `wait_s`."""
         consumer = self._ensure_consumer()
         fetcher = consumer._fetcher
-        if type(fetcher._records) is not _Fetched:
-            fetcher._records = _Fetched(fetcher._records)
+        if type(fetcher._records) is not FetchedRecords:
+            fetcher._records = FetchedRecords(fetcher._records)
         reading = {tp for tp, opened in self.opened.items() if not opened.paused}
         # the context marks activity: a worker whose partitions are all paused stays a member
         with fetcher._subscriptions.fetch_context():
@@ -329,20 +334,6 @@ class GroupGate:
     def _thread(self) -> _ConsumerThread:
         thread: _ConsumerThread = self._app.consumer._thread
         return thread
-
-
-class _Fetched(OrderedDict[Any, Any]):
-    """What the driver has fetched, by partition. Its records are unpacked into LogRecord at once: the driver's own, of
-    eleven fields, cost as much as all the rest of reading."""
-
-    def __setitem__(self, tp: Any, result: Any) -> None:
-        if type(result) is FetchResult:
-            result._partition_records._consumer_record = _log_record
-        super().__setitem__(tp, result)
-
-
-def _log_record(_: Any, record: Any) -> LogRecord:
-    return LogRecord(record.offset, record.timestamp, record.value, tuple(record.headers))
 
 
 def _from(start: int, records: list[LogRecord]) -> list[LogRecord]:
