@@ -11,7 +11,6 @@ import binascii
 import io
 import json
 import logging
-import re
 import secrets
 import threading
 import time
@@ -131,7 +130,6 @@ _TYPES = (
     ("pretty", "text/plain; charset=UTF-8"),
     ("vertical", "text/plain; charset=UTF-8"),
 )
-_FIRST_WORD = re.compile(rb"(?:\s|--[^\n]*\n|/\*.*?\*/)*([A-Za-z]+)", re.DOTALL)
 _WRITING = frozenset({b"INSERT", b"ALTER", b"OPTIMIZE", b"CREATE", b"REPLACE", b"ATTACH"})
 _log = logging.getLogger(__name__)
 
@@ -302,18 +300,16 @@ class Gateway:
     def _effect(self, handle: Handle, ask: _Ask, counts: _Counts) -> bytes:
         """Run a statement that changes something; what it prints is small. Where it puts rows somewhere, it is not
         taken for done unless there was room."""
-        word = _FIRST_WORD.match(ask.text)
-        verb = word[1].upper() if word else b""
-        if verb == b"INSERT":
-            self._room.require(len(ask.text) + len(ask.data))
         statement = ask.statement
+        if statement.verb == b"INSERT":
+            self._room.require(len(ask.text) + len(ask.data))
         if statement.kind is Kind.INSERT_DATA:
             handle.set({f"param_{name}": value for name, value in ask.params.items()})
             pieces = [memoryview(ask.text)[statement.data_start :], memoryview(ask.data)]
             output = handle.insert(ask.text[: statement.sql_end], statement.format, pieces)
         else:
             output = handle.run(ask.sql, ask.format, ask.params)
-        if verb in _WRITING:
+        if statement.verb in _WRITING:
             self._room.prove()
         counts.add(output)
         return output.data

@@ -8,7 +8,7 @@ parser: the data of an INSERT begin after FORMAT's name, blanks, and one line en
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 _TOKEN = re.compile(
@@ -54,13 +54,15 @@ class StatementError(ValueError):
 class Statement:
     """Outline of a SQL text. ``format`` is what its FORMAT clause names, "" without one.
 
-    For INSERT_DATA: the statement is ``text[:sql_end]`` (no FORMAT clause), its data ``text[data_start:]``.
+    For INSERT_DATA: the statement is ``text[:sql_end]`` (no FORMAT clause), its data ``text[data_start:]``. ``verb``:
+    the leading word in capitals, INSERT also behind WITH.
     """
 
     kind: Kind
     format: str = ""
     sql_end: int = 0
     data_start: int = 0
+    verb: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def outline(text: bytes) -> Statement:
         raise StatementError(62, "SYNTAX_ERROR", "Empty query")
     word = first.text.upper()
     if word == b"INSERT":
-        return _insert(text, tokens)
+        return replace(_insert(text, tokens), verb=word)
     return _query(first, tokens)
 
 
@@ -161,7 +163,7 @@ def _query(first: _Token, tokens: Iterator[_Token]) -> Statement:
         )
     reads = (leading in _READING and b"INSERT" not in words) or first.kind == "open"
     kind = Kind.READ if reads else Kind.TELL if leading in _TELLING else Kind.OTHER
-    return Statement(kind, _format_clause(rest, words))
+    return Statement(kind, _format_clause(rest, words), verb=b"INSERT" if b"INSERT" in words else leading)
 
 
 def _format_clause(rest: list[_Token], words: list[bytes]) -> str:

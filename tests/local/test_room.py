@@ -122,6 +122,7 @@ def test_the_last_of_the_disk_is_not_taken(tmp_path: Path) -> None:
         _ask(engine, "CREATE TABLE t (k UInt64) ENGINE = MergeTree ORDER BY k")
         _refused(engine, "INSERT INTO t VALUES (1)")
         _refused(engine, " -- a block\n/* of */ insert into t select 1")
+        _refused(engine, "WITH 1 AS one INSERT INTO t SELECT one")
         _ask(engine, "DROP TABLE t")
         _ask(engine, "SELECT sleep(1)")
     finally:
