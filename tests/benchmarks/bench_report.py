@@ -8,19 +8,21 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 _HERE: Final = Path(__file__).resolve().parent
-sys.path[:0] = [str(_HERE)]
+sys.path[:0] = [str(_HERE), str(_HERE.parent)]
 
 from bench_figures import CEILINGS, table  # noqa: E402
+from readme_marks import README, put_between  # noqa: E402
 
 RESULTS: Final = _HERE / "results" / "bench.json"
 PLOT: Final = _HERE / "results" / "bench.svg"
-README: Final = _HERE.parents[1] / "README.md"
 BEGIN: Final = "<!-- bench: made by tests/benchmarks/bench_report.py -->"
 END: Final = "<!-- end of bench -->"
+put_in = partial(put_between, BEGIN, END)
 _LABELS: Final = {
     "worker": "this worker",
     "faust": "textbook Faust agent",
@@ -33,15 +35,6 @@ _LABELS: Final = {
     "insert": "insert of blocks",
 }
 _OURS, _PEER, _CEILING = "#0b6e4f", "#8d99ae", "#d9dde5"
-
-
-def put_in(readme: str, made: str) -> str:
-    """The README with the table between its marks. Raises ValueError when they are not there."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README.md has not the marks {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{made}\n{END}{after}"
 
 
 def bars(document: Mapping[str, Any], record_events: int) -> list[tuple[str, float, str]]:

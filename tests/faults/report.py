@@ -10,14 +10,19 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 _HERE: Final = Path(__file__).resolve().parent
+sys.path[:0] = [str(_HERE), str(_HERE.parent), str(_HERE.parents[1])]
+
+from readme_marks import README, put_between  # noqa: E402
+
 RESULTS: Final = _HERE / "results.ndjson"
-README: Final = _HERE.parents[1] / "README.md"
 BEGIN: Final = "<!-- faults: made by tests/faults/report.py -->"
 END: Final = "<!-- end of faults -->"
+put_in = partial(put_between, BEGIN, END)
 
 
 def table(rounds: Iterable[Mapping[str, Any]], rows: Mapping[str, str]) -> str:
@@ -47,18 +52,8 @@ def _sums(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{count:,}" for count in (*counts, sum(one["outcome"] != "ok" for one in rounds))]
 
 
-def put_in(readme: str, made: str) -> str:
-    """The README with the table between its marks. Raises ValueError when they are not there."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README.md has not the marks {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{made}\n{END}{after}"
-
-
 def main() -> None:
     """The program."""
-    sys.path[:0] = [str(_HERE), str(_HERE.parent), str(_HERE.parents[1])]
     from run import FAULTS  # with those of all modules
 
     parser = argparse.ArgumentParser(description=__doc__)

@@ -205,7 +205,7 @@ def record(rounds: Sequence[Round], results: Path = RESULTS) -> None:
 
 @dataclass
 class Budget:
-    """When to stop: whichever of the given limits comes first; all of `least_events` before the minutes count."""
+    """When to stop: whichever of the given limits comes first."""
 
     minutes: float
     rounds: int
