@@ -31,17 +31,11 @@ POINTS: Final = (
     "end_committed",
 )
 #: Points of what only some blocks need: forwards, and what follows a doubt or an old statement.
-RARE_POINTS: Final = (
-    "before_forwards",
-    "forwards_acknowledged",
-    "before_renewal",
-    "renewed",
-    "before_repair",
-    "repaired",
-)
+FORWARD_POINTS: Final = ("before_forwards", "forwards_acknowledged")
+REPAIR_POINTS: Final = ("before_renewal", "renewed", "before_repair", "repaired")
 #: Points of expiry, in its order, which goes on beside the blocks; see `pipeline.tidying`.
 EXPIRY_POINTS: Final = ("filter_saved", "expired_deleted", "changelog_trimmed")
-_ALL: Final = (*POINTS, *RARE_POINTS, *EXPIRY_POINTS)
+_ALL: Final = (*POINTS, *FORWARD_POINTS, *REPAIR_POINTS, *EXPIRY_POINTS)
 _SIGNALS: Final = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 _setting = re.compile(r"(?P<name>[a-z_]+)(:(?P<times>\d*))?(:(?P<action>kill|stop)(\+(?P<delay_ms>\d+))?)?").fullmatch
 

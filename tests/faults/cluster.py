@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -119,6 +120,7 @@ class Cluster:
         self._processes: dict[str, _Process] = {}
         self._lock = threading.RLock()
         self._ending = threading.Event()
+        self.hits: Counter[str] = Counter()  # fail points and cuts that were struck, by name
         self._supervisor = threading.Thread(target=self._supervise, name="supervise", daemon=True)
         self._define()
 

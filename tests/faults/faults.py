@@ -9,7 +9,8 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from cluster import Cluster, ClusterError, until
 from store_contents import TARGETS
 from watch import PartWatch
 
-from pipeline.fail_points import POINTS
+from pipeline.fail_points import POINTS, REPAIR_POINTS
 
 #: Longer than the session time-out of the cluster's workers: by then the group has gone on without who is silent.
 SILENT_S: Final = 8.0
@@ -37,12 +38,14 @@ Inject = Callable[[Cluster, random.Random], None]
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. `row`: the row of the crash table; `quick`: it takes a few seconds only."""
+    """One fault. `row`: the row of the crash table; `quick`: it takes a few seconds only; `often`: fail points (or a
+    name for a cut of the engine's) that it strikes at little cost, so that a pass through all faults repeats it."""
 
     name: str
     row: str
     inject: Inject
     quick: bool = False
+    often: tuple[str, ...] = ()
 
 
 FAULTS: dict[str, Fault] = {}
@@ -55,11 +58,13 @@ def add(fault: Fault) -> None:
     FAULTS[fault.name] = fault
 
 
-def fault(name: str, row: str, *, quick: bool = False) -> Callable[[Inject], Inject]:
+def fault(
+    name: str, row: str, *, quick: bool = False, often: tuple[str, ...] = ()
+) -> Callable[[Inject], Inject]:
     """The same as a decorator of `inject`."""
 
     def note(inject: Inject) -> Inject:
-        add(Fault(name, row, inject, quick))
+        add(Fault(name, row, inject, quick, often))
         return inject
 
     return note
@@ -68,7 +73,7 @@ def fault(name: str, row: str, *, quick: bool = False) -> Callable[[Inject], Inj
 # ------------------------------------------------------------------------------------------------ fail points
 
 
-def strike_at(cluster: Cluster, draw: random.Random, setting: str) -> str:
+def strike_at(cluster: Cluster, draw: random.Random, setting: str, seconds: float = _STRIKE_S) -> str:
     """Arms the fail point in all workers, waits until one was struck, and disarms the others; who it was.
 
     Raises NotStruck."""
@@ -84,12 +89,13 @@ def strike_at(cluster: Cluster, draw: random.Random, setting: str) -> str:
         return ""
 
     try:
-        found = until(struck, seconds=_STRIKE_S, why=f"a worker comes by {setting}", step_s=0.01)
+        found = until(struck, seconds=seconds, why=f"a worker comes by {setting}", step_s=0.01)
     except ClusterError as error:
         raise NotStruck(str(error)) from None
     finally:
         for name in names:
             cluster.disarm(name)
+    cluster.hits[setting.partition(":")[0]] += 1
     return found
 
 
@@ -147,9 +153,9 @@ _UNDER_WAY: Final = {
 _QUICK: Final = {"inserted", "before_end", "table_written"}
 
 for _point, _row in _KILLED_AT.items():
-    add(Fault(f"kill-at-{_point}", _row, _kill_at(_point), _point in _QUICK))
+    add(Fault(f"kill-at-{_point}", _row, _kill_at(_point), _point in _QUICK, (_point,)))
 for _point, (_row, _delay) in _UNDER_WAY.items():
-    add(Fault(f"kill-after-{_point}", _row, _kill_at(_point, _delay)))
+    add(Fault(f"kill-after-{_point}", _row, _kill_at(_point, _delay), often=(_point,)))
 for _point in POINTS[POINTS.index("intent_committed") :]:
     add(Fault(f"zombie-at-{_point}", "zombie after the intent", _zombie_at(_point)))
 add(Fault("zombie-at-before_intent", "rebalance before the intent", _zombie_at("before_intent")))
@@ -210,19 +216,6 @@ def _changelog_without_intent(cluster: Cluster, draw: random.Random) -> None:
 # ------------------------------------------------------------------------------------------- engine, while inserting
 
 
-def _kill_engine_when(told: Callable[[random.Random], Callable[[str, bool, str], bool]], down_s: float = 0.0) -> Inject:
-    def inject(cluster: Cluster, draw: random.Random) -> None:
-        with PartWatch(_part_folders(cluster)) as watch:
-            struck = watch.strike_when(told(draw), lambda: cluster.kill("clickhouse", down=bool(down_s)), _STRIKE_S)
-        if not struck:
-            raise NotStruck("no part was seen in the engine's folders")
-        if down_s:
-            time.sleep(down_s)
-            cluster.start("clickhouse")
-
-    return inject
-
-
 def _part_folders(cluster: Cluster) -> dict[str, Path]:
     names = ", ".join(f"'{table}'" for table in TARGETS)
     sql = f"SELECT name, data_paths[1] FROM system.tables WHERE database = 'tally' AND name IN ({names}) FORMAT TSV"
@@ -274,12 +267,31 @@ _CUT: Final = {
     "some-months": ("some months' parts written, others not", _months),
     "a-view-missing": ("facts written, a view not", _a_view),
 }
-for _name, (_row, _told) in _CUT.items():
-    add(Fault(f"engine-killed-{_name}", _row, _kill_engine_when(_told), _name == "some-months"))
-    add(Fault(f"engine-away-{_name}", f"{_row}, then away past the lease", _kill_engine_when(_told, SILENT_S + 2)))
 
 
-@fault("engine-answer-lost", "inserted, answer lost", quick=True)
+def _kill_engine_at(cut: str, down_s: float = 0.0) -> Inject:
+    told = _CUT[cut][1]
+
+    def inject(cluster: Cluster, draw: random.Random) -> None:
+        with PartWatch(_part_folders(cluster)) as watch:
+            struck = watch.strike_when(told(draw), lambda: cluster.kill("clickhouse", down=bool(down_s)), _STRIKE_S)
+        if not struck:
+            raise NotStruck("no part was seen in the engine's folders")
+        cluster.hits[cut] += 1
+        if down_s:
+            time.sleep(down_s)
+            cluster.start("clickhouse")
+
+    return inject
+
+
+for _cut, (_row, _) in _CUT.items():
+    _away = _kill_engine_at(_cut, SILENT_S + 2)
+    add(Fault(f"engine-killed-{_cut}", _row, _kill_engine_at(_cut), _cut == "some-months", (_cut,)))
+    add(Fault(f"engine-away-{_cut}", f"{_row}, then away past the lease", _away))
+
+
+@fault("engine-answer-lost", "inserted, answer lost", quick=True, often=("answer-lost",))
 def _answer_lost(cluster: Cluster, draw: random.Random) -> None:
     before = len(cluster.deaths("clickhouse"))
     cluster.arm_engine("answer-lost")
@@ -289,6 +301,7 @@ def _answer_lost(cluster: Cluster, draw: random.Random) -> None:
         raise NotStruck(str(error)) from None
     finally:
         cluster.engine_arm.unlink(missing_ok=True)
+    cluster.hits["answer-lost"] += 1
 
 
 @fault("engine-answers-wrong", "inserted, answered with an error")
@@ -308,18 +321,14 @@ def _repair_killed(cluster: Cluster, draw: random.Random, *, point: str) -> None
         cluster.arm(name, f"{point}:1:{draw.choice(('kill', 'stop'))}")
     before = {name: len(cluster.deaths(name)) for name in cluster.running_workers}
     try:
-        _kill_engine_when(_months, SILENT_S)(cluster, draw)
-
-        def struck() -> str:
-            names = cluster.running_workers
-            return next((n for n in names if len(cluster.deaths(n)) > before[n] or cluster.standing_still(n)), "")
-
-        name = until(struck, seconds=45, why=f"a worker comes by {point}")
+        _kill_engine_at("some-months", SILENT_S)(cluster, draw)
+        name = until(partial(_struck, cluster, before), seconds=45, why=f"a worker comes by {point}")
     except ClusterError as error:
         raise NotStruck(str(error)) from None
     finally:
         for worker in cluster.running_workers:
             cluster.disarm(worker)
+    cluster.hits[point] += 1
     if cluster.standing_still(name):
         time.sleep(SILENT_S + draw.random() * 10)
         cluster.cont(name)
@@ -327,9 +336,33 @@ def _repair_killed(cluster: Cluster, draw: random.Random, *, point: str) -> None
         cluster.cont(worker)
 
 
-for _point in ("before_renewal", "renewed", "before_repair", "repaired"):
+def _struck(cluster: Cluster, before: Mapping[str, int]) -> str:
+    return next((n for n in before if len(cluster.deaths(n)) > before[n] or cluster.standing_still(n)), "")
+
+
+for _point in REPAIR_POINTS:
     _row = "doubt after the lease, killed while repairing"
     add(Fault(f"repair-killed-at-{_point}", _row, partial(_repair_killed, point=_point)))
+
+
+def _killed_in_turn(cut: str, *points: str) -> Inject:
+    """One absence of the engine leaves several blocks in doubt: whoever mends them is killed, and who does it next."""
+
+    def inject(cluster: Cluster, draw: random.Random) -> None:
+        _kill_engine_at(cut, SILENT_S)(cluster, draw)
+        for point in points:
+            with suppress(NotStruck):
+                strike_at(cluster, draw, f"{point}:1:kill")
+
+    return inject
+
+
+for _name, _cut, _points in (
+    ("repair", "some-months", ("before_renewal", "before_repair", "repaired")),
+    ("renewal", "insert-cut", ("before_renewal", "renewed", "renewed")),
+):
+    _row = "doubt after the lease, killed at one step after the other"
+    add(Fault(f"{_name}-killed-in-turn", _row, _killed_in_turn(_cut, *_points), often=_points[-1:]))
 
 
 # ------------------------------------------------------------------------------------- parts that die or stand still

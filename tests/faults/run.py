@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,7 +52,7 @@ RESULTS: Final = _HERE / "results.ndjson"
 _ACKNOWLEDGED_S: Final = 240.0
 _COUNTED_S: Final = 240.0
 _WINDOW_DAYS: Final = "0.0005"  # 43 s: ids expire under way, and their repetitions are looked up in the store
-_FAULTS_A_ROUND: Final = (4, 9)
+_FAULTS_A_ROUND: Final = (6, 16)
 _AUDIT_SHARE: Final = 8  # an audit of the whole store, which grows, takes about this fraction of the time
 
 
@@ -64,6 +65,7 @@ class Round:
     events: int
     rate: int
     struck: list[str] = field(default_factory=list)
+    hits: dict[str, int] = field(default_factory=dict)
     missed: list[str] = field(default_factory=list)
     outcome: str = "ok"
     told: str = ""
@@ -111,6 +113,7 @@ class Driver:
         None: when it is due."""
         found = Round(seed, [fault.name for fault in faults], events, round(events / load_s))
         begun = time.monotonic()
+        hits = self._cluster.hits.copy()
         folder = self._cluster.folder / f"round-{seed}"
         folder.mkdir(exist_ok=True)
         try:
@@ -126,6 +129,7 @@ class Driver:
         if found.outcome == "ok" and not found.report.clean:
             found.outcome, found.told = "failed", "\n".join(found.report.findings)
         found.seconds = time.monotonic() - begun
+        found.hits = dict(self._cluster.hits - hits)
         if found.outcome == "ok":
             shutil.rmtree(folder)
         return found
@@ -176,11 +180,17 @@ async def _account(cluster: Cluster, account: str) -> str:
     return str(key)
 
 
-def deck(seed: int, faults: Sequence[Fault]) -> Iterator[Fault]:
-    """All faults in a drawn order, then all again in another."""
+def deck(seed: int, faults: Sequence[Fault], hits: int) -> Iterator[Fault]:
+    """All faults in a drawn order, each once and those that strike a fail point as often as the point needs for `hits`;
+    then all again in another order."""
     draw = random.Random(seed)
+    points = sorted({point for fault in faults for point in fault.often})
     while True:
-        yield from draw.sample(faults, len(faults))
+        cards = list(faults)
+        for point in points:
+            some = [fault for fault in faults if point in fault.often]
+            cards += islice(cycle(some), max(0, hits - sum(point in card.often for card in cards)))
+        yield from draw.sample(cards, len(cards))
 
 
 def record(rounds: Sequence[Round], results: Path = RESULTS) -> None:
@@ -192,8 +202,8 @@ def record(rounds: Sequence[Round], results: Path = RESULTS) -> None:
         for found in rounds:
             report = found.report
             row = {
-                "seed": found.seed, **head, "struck": found.struck, "sent": report.sent, "accepted": report.accepted,
-                "lost": report.lost, "doubled": report.doubled,
+                "seed": found.seed, **head, "struck": found.struck, "hits": found.hits, "sent": report.sent,
+                "accepted": report.accepted, "lost": report.lost, "doubled": report.doubled,
                 "wrong": report.wrong + report.wrong_cells + report.drift, "outcome": found.outcome,
                 "seconds": round(found.seconds, 1),
             }  # fmt: skip
@@ -232,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         bar.task("starting the cluster")
         driver = _driver(stack, folder, options.workers, chosen, bar.say)
         budget.begun = time.monotonic()
-        faults = iter(chosen) if options.rounds == 1 else deck(seed, chosen)
+        faults = iter(chosen) if options.rounds == 1 else deck(seed, chosen, options.hits)
         seeds = iter(options.seeds) if options.seeds else iter(range(seed, seed + (1 << 30)))
         for round_seed in seeds:
             if budget.spent(len(rounds)):
@@ -245,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = driver.run(round_seed, some, events=events, load_s=load_s, audit=last or None, cut=True)
             rounds.append(found)
             if options.record:
-                record([found])
+                record(rounds[-2:-1])
             console.print(_line(found))
             if found.outcome != "ok":
                 console.print(f"[red]{found.outcome}[/red]: {found.told}\nagain: {found.again}", highlight=False)
@@ -255,8 +265,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             driver.audit(rounds[-1].report)
             if not rounds[-1].report.clean:
                 rounds[-1].outcome = "failed"
-                if options.record:
-                    record(rounds[-1:])
+        if options.record:
+            record(rounds[-1:])
     failed = any(found.outcome != "ok" for found in rounds)
     _tell(rounds, time.monotonic() - budget.begun, as_json=options.json, console=console)
     if failed:
@@ -302,6 +312,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=0, help="so many rounds instead; 1 strikes all of --faults in it")
     parser.add_argument("--events", type=int, default=900_000, help="different events of a round, at most")
     parser.add_argument("--rate", type=int, default=5_000, help="of those each second")
+    parser.add_argument("--hits", type=int, default=4, help="of each fail point in a pass through all faults, at least")
     parser.add_argument("--seed", type=int, help="of the first round; drawn and printed if not given")
     parser.add_argument("--seeds", type=lambda s: [int(n) for n in s.split(",")], help="seeds of the rounds instead")
     parser.add_argument("--faults", default="", help="names, comma-separated, or quick; all if not given")
