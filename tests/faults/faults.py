@@ -58,9 +58,7 @@ def add(fault: Fault) -> None:
     FAULTS[fault.name] = fault
 
 
-def fault(
-    name: str, row: str, *, quick: bool = False, often: tuple[str, ...] = ()
-) -> Callable[[Inject], Inject]:
+def fault(name: str, row: str, *, quick: bool = False, often: tuple[str, ...] = ()) -> Callable[[Inject], Inject]:
     """The same as a decorator of `inject`."""
 
     def note(inject: Inject) -> Inject:
