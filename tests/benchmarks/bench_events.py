@@ -1,15 +1,19 @@
 """The events that everything in `make bench` counts, and what they must come to by plain Python.
 
-Events of about 250 bytes, 5 % of them sent twice, one name that feeds two features, three declared dimensions,
-timestamps over 20 days (two months, so that stores partition them). The same seed gives the same events, and a shorter
-list is the beginning of a longer one: a slow competitor gets the first part of what a fast one gets.
+Events of about 250 bytes, 5 % of them sent twice, one name that feeds two features, three declared dimensions. They come
+as live ones do: in the order of their timestamps but for half a minute, of customers of whom a few send most (Zipf,
+1.1), over the end of a month; `days` instead scatters them over so many days, as a backfill does. The same seed gives
+the same events, and a shorter list is the beginning of a longer one: a slow competitor gets the first part of what a
+fast one gets.
 """
 
 import random
 import uuid
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Final
 
 ACCOUNT: Final = "default"
@@ -32,8 +36,10 @@ dimensions:
 """
 """`generations` adds up the events' values, `tokens` a number of their data."""
 
-_FIRST_S: Final = int(datetime(2026, 10, 21, tzinfo=UTC).timestamp())
-_DAYS: Final = 20
+_FIRST_S: Final = int(datetime(2026, 10, 31, 23, 59, 45, tzinfo=UTC).timestamp())
+_PER_S: Final = 10_000  # events in a second of their timestamps
+_LATE_S: Final = 30.0
+_ZIPF: Final = list(accumulate(1 / rank**1.1 for rank in range(1, CUSTOMERS + 1)))
 _REGIONS: Final = ("eu-central-1", "us-east-1", "ap-south-1", "sa-east-1")
 _MODELS: Final = ("large-2026", "small-2026", "draft")
 _STATUSES: Final = ("ok", "ok", "ok", "retried", "failed")
@@ -59,16 +65,17 @@ class Event:
     again: bool = False
 
 
-def events(number: int, seed: int = 1) -> Iterator[Event]:
+def events(number: int, seed: int = 1, *, duplicates: float = DUPLICATES, days: int = 0) -> Iterator[Event]:
     """That many events in the order in which they are sent. A repetition is equal to the byte."""
     draw = random.Random(seed)
     sent: list[Event] = []
-    for _ in range(number):
-        if sent and draw.random() < DUPLICATES:
+    for position in range(number):
+        if sent and draw.random() < duplicates:
             first = draw.choice(sent)
             yield Event(first.transaction_id, first.line, first.value, first.tokens, again=True)
         else:
-            sent.append(_event(draw))
+            after_s = draw.random() * days * 86_400 if days else position / _PER_S + draw.random() * _LATE_S
+            sent.append(_event(draw, after_s))
             yield sent[-1]
 
 
@@ -89,14 +96,15 @@ def envelopes(lines: Sequence[bytes], size: int) -> list[bytes]:
     return list(lines) if size == 1 else [b"\n".join(lines[i : i + size]) for i in range(0, len(lines), size)]
 
 
-def _event(draw: random.Random) -> Event:
+def _event(draw: random.Random, after_s: float) -> Event:
     transaction_id = str(uuid.UUID(int=draw.getrandbits(128)))
-    ms = int(draw.random() * _DAYS * 86_400_000)
+    ms = int(after_s * 1000)
+    customer = bisect(_ZIPF, draw.random() * _ZIPF[-1])
     when = datetime.fromtimestamp(_FIRST_S + ms // 1000, UTC)
     value, tokens = 1 + int(draw.random() * 9), int(draw.random() * 100_000)
     timestamp = f"{when:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
     line = (
-        f'{{"clientId":"customer-{int(draw.random() * CUSTOMERS)}","timestamp":"{timestamp}",'
+        f'{{"clientId":"customer-{customer}","timestamp":"{timestamp}",'
         f'"transactionId":"{transaction_id}","eventName":"{EVENT_NAME}","value":{value},'
         f'"data":{{"region":"{draw.choice(_REGIONS)}","model":"{draw.choice(_MODELS)}",'
         f'"status":"{draw.choice(_STATUSES)}","stream":true,"tokens":{tokens}}}}}'
