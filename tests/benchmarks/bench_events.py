@@ -1,10 +1,10 @@
 """The events that everything in `make bench` counts, and what they must come to by plain Python.
 
-Events of about 250 bytes, 5 % of them sent twice, one name that feeds two features, three declared dimensions. They come
-as live ones do: in the order of their timestamps but for half a minute, of customers of whom a few send most (Zipf,
-1.1), over the end of a month; `days` instead scatters them over so many days, as a backfill does. The same seed gives
-the same events, and a shorter list is the beginning of a longer one: a slow competitor gets the first part of what a
-fast one gets.
+Events of about 250 bytes, 5 % of them sent twice, one name that feeds two features, three declared dimensions. They
+come as live ones do: in the order of their timestamps but for half a minute, of customers of whom a few send most
+(Zipf, 1.1), over the end of a month; `days` instead scatters them over so many days, as a backfill does. The same seed
+gives the same events, and a shorter list is the beginning of a longer one: a slow competitor gets the first part of
+what a fast one gets.
 """
 
 import random
