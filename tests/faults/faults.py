@@ -357,10 +357,10 @@ def _killed_in_turn(cut: str, *points: str) -> Inject:
 
 for _name, _cut, _points in (
     ("repair", "some-months", ("before_renewal", "before_repair", "repaired")),
-    ("renewal", "insert-cut", ("before_renewal", "renewed", "renewed")),
+    ("renewal", "insert-cut", ("renewed", "before_renewal", "renewed")),
 ):
     _row = "doubt after the lease, killed at one step after the other"
-    add(Fault(f"{_name}-killed-in-turn", _row, _killed_in_turn(_cut, *_points), often=_points[-1:]))
+    add(Fault(f"{_name}-killed-in-turn", _row, _killed_in_turn(_cut, *_points), often=_points[-2:]))
 
 
 # ------------------------------------------------------------------------------------- parts that die or stand still

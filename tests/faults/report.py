@@ -1,14 +1,15 @@
 """The README's table of faults, made from the committed results: ``python tests/faults/report.py [--write]``.
 
 One row a fault: how often it struck, events sent in the rounds it struck in, lost and doubled events, wrong cells,
-and rounds that failed or were stuck. A round with several faults counts for each of them. `--write` puts the table
+and rounds that failed or were stuck. A round with several faults counts for each of them. Before it, how often each
+fail point of the worker and each cut of the engine's writing was struck, by whichever fault. `--write` puts both
 between the marks in README.md.
 """
 
 import argparse
 import json
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,15 @@ def table(rounds: Iterable[Mapping[str, Any]], rows: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
+def points(rounds: Iterable[Mapping[str, Any]], known: Sequence[str]) -> str:
+    """Strikes of each point, those that were never struck included. `known`: the points in the order of their rows."""
+    hits: Counter[str] = Counter()
+    for one in rounds:
+        hits.update(one.get("hits", {}))
+    told = ", ".join(f"`{name}` {hits[name]}" for name in known)
+    return f"Strikes by point: {told}."
+
+
 def _sums(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     counts = [sum(one[name] for one in rounds) for name in ("sent", "lost", "doubled", "wrong")]
     return [f"{count:,}" for count in (*counts, sum(one["outcome"] != "ok" for one in rounds))]
@@ -60,7 +70,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     options = parser.parse_args()
     rounds = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    made = table(rounds, {fault.name: fault.row for fault in FAULTS.values()})
+    known = dict.fromkeys(point for fault in FAULTS.values() for point in fault.often)
+    made = f"{points(rounds, [*known])}\n\n{table(rounds, {fault.name: fault.row for fault in FAULTS.values()})}"
     if options.write:
         README.write_text(put_in(README.read_text(), made))
     else:
