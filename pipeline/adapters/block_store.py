@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.adapters.clickhouse import Store
-from pipeline.adapters.rollup_view import MARKED, insert_from, select_over
+from pipeline.adapters.rollup_view import MARKED, select_over
 from pipeline.block import GAP_RULES, Intent, Line, Position, Sighting, Verdict, earlier, pack_sighting
 from pipeline.event import id_hash, readable_transaction_id
 from pipeline.ports import Border, Epoch, Landed, Progress
@@ -26,6 +26,7 @@ _WHOLE: Final = {
     "min_insert_block_size_rows": 1 << 30,
     "min_insert_block_size_bytes": 1 << 34,
 }
+_CELLS: Final = "RowBinaryWithNamesAndTypes"  # knows states of aggregate functions, and refuses what does not fit
 _FAR: Final = datetime(2200, 1, 1, tzinfo=UTC)
 _PAGE_IDS: Final = 500_000  # 8 MB
 _FIND_AT_ONCE: Final = 2_000  # of 40 characters each in the request
@@ -447,16 +448,26 @@ class BlockStore:
         self._store.insert_arrow(table, rows, {"insert_deduplication_token": token, **_WHOLE})
 
     def _insert_from_facts(self, table: str, month: int, block: Block) -> None:
-        """Runs the rollup's own view over the block's facts of one month."""
+        """Runs the rollup's own view over the block's facts of one month.
+
+        The cells come here and go back: what an INSERT … SELECT is known by depends, besides its token, on how many
+        chunks the SELECT gives, and so on the server's threads. Of two who repair a block, as a zombie and its
+        successor do, the second would not be known as such.
+        """
         source = (  # numbers, and a name that the settings have checked
             f"SELECT * FROM {self._database}.events WHERE epoch = {block.epoch} AND `partition` = {block.partition}"  # noqa: S608
             f" AND block_start = {block.start} AND toYYYYMM(timestamp) = {month}"
         )
-        self._store.command(
-            insert_from(self._store, table, source, into=table),
-            None,
-            {"insert_deduplication_token": f"{block.token}:repair:{table}:{month}", **_WHOLE},
-        )
+        columns, select = select_over(self._store, table, source)
+        types = self._store.query(
+            """SELECT name, type FROM system.columns
+            WHERE database = currentDatabase() AND table = {table:String}""",
+            {"table": table},
+        ).rows
+        as_stored = ", ".join(f"CAST(`{name}` AS {kind}) AS `{name}`" for name, kind in types if f"`{name}`" in columns)
+        cells = self._store.read(f"SELECT {as_stored} FROM ({select})", _CELLS)  # noqa: S608 - the view's own text
+        token = f"{block.token}:repair:{table}:{month}"
+        self._store.insert_encoded(table, cells, _CELLS, {"insert_deduplication_token": token, **_WHOLE})
 
 
 def _times(found: int, expected: int) -> int:

@@ -27,6 +27,7 @@ from pipeline.settings import Settings
 
 CONNECT_TIMEOUT_S: Final = 5
 ANSWER_TIMEOUT_S: Final = 120  # the longest silence of a server that is at work; it sends headers meanwhile
+_PIECE_BYTES: Final = 256 << 10
 CONNECTIONS_MAX: Final = 16
 
 # What every insert carries: a block hangs on its token through all views, nothing is buffered or half-done silently,
@@ -120,12 +121,18 @@ class Store:
         """
         if not rows.num_rows:
             raise StoreError(0, f"nothing to insert into {table}: an empty block has no rows to send")
-        body = _ipc(rows.combine_chunks())
+        self._insert(table, _ipc(rows.combine_chunks()), "ArrowStream", settings)
+
+    def insert_encoded(self, table: str, rows: bytes, fmt: str, settings: Mapping[str, Any] | None = None) -> None:
+        """The same with rows as the server wrote them in the format `fmt`, which tells the columns; see `read`."""
+        self._insert(table, pa.py_buffer(rows), fmt, settings)
+
+    def _insert(self, table: str, body: pa.Buffer, fmt: str, settings: Mapping[str, Any] | None) -> None:
+        pieces: Any = _once(body)  # the library's type is for bytes; its sockets take any buffer
+        told = {**INSERT_SETTINGS, **(settings or {})}
         with store_errors(self._settings.clickhouse):
             # A generator: the client library repeats a request on a closed connection only if it can rewind the body.
-            self._connected().raw_insert(
-                table, None, _once(body), settings={**INSERT_SETTINGS, **(settings or {})}, fmt="ArrowStream"
-            )
+            self._connected().raw_insert(table, None, pieces, settings=told, fmt=fmt)
 
     def ping(self) -> None:
         """Prove that the server answers and the database is there. Raises StoreUnavailable, StoreError. Blocks."""
@@ -193,13 +200,23 @@ def _dict(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return None if values is None else dict(values)
 
 
-def _once(body: bytes) -> Generator[bytes, None, None]:
-    yield body
+def _once(body: pa.Buffer) -> Generator[memoryview, None, None]:
+    """Piece by piece: the HTTP client copies what it is given, and a copy of a whole block is memory never seen before,
+    which the system clears page by page."""
+    whole = memoryview(body)
+    for at in range(0, len(whole), _PIECE_BYTES):
+        yield whole[at : at + _PIECE_BYTES]
 
 
-def _ipc(rows: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
+def _ipc(rows: pa.Table) -> pa.Buffer:
+    """The stream in a buffer of just its size: one that grows is copied several times."""
+    size = pa.MockOutputStream()
+    _write_stream(rows, size)
+    buffer = pa.allocate_buffer(size.size())
+    _write_stream(rows, pa.FixedSizeBufferWriter(buffer))
+    return buffer
+
+
+def _write_stream(rows: pa.Table, sink: Any) -> None:
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_table(rows)
-    buffer: bytes = sink.getvalue().to_pybytes()
-    return buffer

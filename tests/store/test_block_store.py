@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -20,6 +20,7 @@ from pipeline.block import LogRecord, Place
 from pipeline.catalog import Dimension, Feature
 from pipeline.going_on import is_gap
 from pipeline.ports import Border, Epoch, Progress, StoreError
+from pipeline.settings import Settings
 from pipeline.stages.build import build_block
 from pipeline.stages.mapping import Mapper, Mappers
 from pipeline.stages.sink import MARK_ACCOUNT, Block
@@ -301,6 +302,42 @@ def test_a_repair_sent_twice_adds_nothing(store: Store, blocks: BlockStore) -> N
     assert landed.nothing
     for _ in range(3):
         blocks.repair(block, landed)
+    assert contents(store) == whole
+
+
+class _Threads(Store):
+    """A store whose server reads in other chunks."""
+
+    how: Mapping[str, int]
+
+    def read(self, sql: str, fmt: str, settings: Mapping[str, Any] | None = None, *, parameters: Any = None) -> bytes:
+        return super().read(sql, fmt, {**(settings or {}), **self.how}, parameters=parameters)
+
+    def command(self, sql: str, parameters: Any = None, settings: Mapping[str, Any] | None = None) -> None:
+        super().command(sql, parameters, {**(settings or {}), **self.how})
+
+
+@pytest.mark.usefixtures("unmerged")
+def test_a_repair_made_by_two_adds_nothing_whatever_the_servers_threads(
+    store: Store, clickhouse_url: str, blocks: BlockStore
+) -> None:
+    """A zombie and its successor go by the same reading, and the server has other threads for the second."""
+    block = Partition().block(events(2, 100, 2000))
+    _put(blocks, block)
+    whole = contents(store)
+    _drop(store, _parts(store))
+    landed = blocks.landed(block)
+    ways: list[dict[str, int]] = [
+        {"max_threads": 1},
+        {"max_threads": 4, "group_by_two_level_threshold": 1},
+        {"max_threads": 2, "max_block_size": 100},
+    ]
+    database = store.query("SELECT currentDatabase()").rows[0][0]
+    for how in ways:
+        other = _Threads(Settings(clickhouse=clickhouse_url, database=database))
+        other.how = how
+        BlockStore(other, topic=TOPIC, database=database).repair(block, landed)
+        other.close()
     assert contents(store) == whole
 
 
