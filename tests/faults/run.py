@@ -255,18 +255,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = driver.run(round_seed, some, events=events, load_s=load_s, audit=last or None, cut=True)
             rounds.append(found)
             if options.record:
-                record(rounds[-2:-1])
+                record([found])
             console.print(_line(found))
             if found.outcome != "ok":
                 console.print(f"[red]{found.outcome}[/red]: {found.told}\nagain: {found.again}", highlight=False)
                 break
         if rounds and rounds[-1].outcome == "ok":
             bar.task("audit of everything")
-            driver.audit(rounds[-1].report)
-            if not rounds[-1].report.clean:
-                rounds[-1].outcome = "failed"
-        if options.record:
-            record(rounds[-1:])
+            everything = Round(rounds[-1].seed, [], 0, 0)  # after all rounds, of which each was recorded as it ended
+            driver.audit(everything.report)
+            if not everything.report.clean:
+                everything.outcome, everything.told = "failed", "\n".join(everything.report.findings)
+                rounds.append(everything)
+                if options.record:
+                    record([everything])
     failed = any(found.outcome != "ok" for found in rounds)
     _tell(rounds, time.monotonic() - budget.begun, as_json=options.json, console=console)
     if failed:
