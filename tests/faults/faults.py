@@ -26,6 +26,7 @@ from pipeline.fail_points import POINTS, REPAIR_POINTS
 #: Longer than the session time-out of the cluster's workers: by then the group has gone on without who is silent.
 SILENT_S: Final = 8.0
 _STRIKE_S: Final = 30.0
+_AT_ONCE_S: Final = 20.0
 _FACTS: Final = "events"
 
 
@@ -158,6 +159,31 @@ for _point in POINTS[POINTS.index("intent_committed") :]:
     add(Fault(f"zombie-at-{_point}", "zombie after the intent", _zombie_at(_point)))
 add(Fault("zombie-at-before_intent", "rebalance before the intent", _zombie_at("before_intent")))
 add(Fault("zombie-in-insert", "zombie after the intent", _zombie_at("before_insert", (1, 60))))
+
+
+@fault("kill-at-points-at-once", "all workers killed, each at a point of its own")
+def _kill_at_points_at_once(cluster: Cluster, draw: random.Random) -> None:
+    """Points that were struck least so far are drawn most."""
+    names = cluster.running_workers
+    before = {name: len(cluster.deaths(name)) for name in names}
+    points = [*_KILLED_AT]
+    armed = {}
+    for name in names:
+        armed[name] = draw.choices(points, [1 / (1 + cluster.hits[point]) ** 2 for point in points])[0]
+        points.remove(armed[name])
+        cluster.arm(name, f"{armed[name]}:{_times(armed[name], draw)}:kill")
+    end = time.monotonic() + _AT_ONCE_S
+    left = set(names)
+    while left and time.monotonic() < end:
+        time.sleep(0.02)
+        for name in [name for name in left if len(cluster.deaths(name)) > before[name]]:
+            cluster.disarm(name)  # the one that is started in its place
+            cluster.hits[armed[name]] += 1
+            left.remove(name)
+    for name in left:
+        cluster.disarm(name)
+    if len(left) == len(names):
+        raise NotStruck(f"no worker came by its point of {armed}")
 
 
 def _rebalance_at(point: str) -> Inject:
