@@ -181,7 +181,7 @@ class SightingStore(FaustStore):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         settings: Settings = self.app.settings
-        self._tables = Tables(settings.table_dir, settings.cache_bytes)
+        self._tables = Tables(settings.table_dir, settings.cache_bytes, tables=settings.partitions)
         self._open: dict[int, SightingTable] = {}
 
     def open(self, partition: int) -> SightingTable:

@@ -25,6 +25,7 @@ from rocksdict import (
     Rdict,
     ReadOptions,
     WriteBatch,
+    WriteBufferManager,
     WriteOptions,
 )
 
@@ -35,8 +36,9 @@ from pipeline.ports import Border, Marker, TableClosed
 # shorter than a key, so that they can be none
 _MARKER: Final = b"changelog-marker"[: KEY_BYTES - 1]
 _BORDER: Final = b"expiry-border"
-_BLOOM_BITS: Final = 10  # 1 % false hits; ids are nearly always new, so the filter spares nearly all reads
-_WRITE_BUFFER_BYTES: Final = 64 << 20
+BLOOM_BITS: Final = 10  # 1 % false hits; ids are nearly always new, so the filter spares nearly all reads
+_WRITE_BUFFER_MAX: Final = 64 << 20
+_WRITE_BUFFER_MIN: Final = 4 << 20  # 40,000 ids or so; smaller ones only make work for compaction
 
 _BLOCK_BYTES: Final = 4096  # 8 or 16 KiB save one byte in a hundred and make look-ups slower by half
 
@@ -47,11 +49,18 @@ log = structlog.get_logger(__name__)
 
 
 class Tables:
-    """The tables of this worker, one folder each below `folder`, all on one block cache of `cache_bytes`."""
+    """The tables of this worker, one folder each below `folder`, all within one cache of `cache_bytes`: blocks, filters
+    and what is not on disk yet. `tables` is how many there may be, which share the room for the last."""
 
-    def __init__(self, folder: Path, cache_bytes: int) -> None:
+    def __init__(self, folder: Path, cache_bytes: int, *, tables: int = 1) -> None:
         self._folder = folder
         self._cache = Cache(cache_bytes)
+        self._write_buffer_bytes = min(max(cache_bytes // 4 // tables, _WRITE_BUFFER_MIN), _WRITE_BUFFER_MAX)
+        # only counts them as the cache's: its own limit, which would flush whichever table is written to next, is no
+        # smaller than all of them together, full and being flushed
+        self._write_buffers = WriteBufferManager.new_write_buffer_manager_with_cache(
+            4 * self._write_buffer_bytes * tables, False, self._cache
+        )
 
     def open(self, name: str) -> "SightingTable":
         """Opens or makes a table; blocks. Raises OSError when the disk refuses."""
@@ -76,14 +85,15 @@ class Tables:
 
     def _options(self) -> Options:
         blocks = BlockBasedOptions()
-        blocks.set_bloom_filter(_BLOOM_BITS, False)
+        blocks.set_bloom_filter(BLOOM_BITS, False)
         blocks.set_block_cache(self._cache)
         blocks.set_cache_index_and_filter_blocks(True)
         blocks.set_block_size(_BLOCK_BYTES)
         blocks.set_format_version(5)
         options = Options(raw_mode=True)
         options.set_block_based_table_factory(blocks)
-        options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
+        options.set_write_buffer_size(self._write_buffer_bytes)
+        options.set_write_buffer_manager(self._write_buffers)
         options.set_memtable_prefix_bloom_ratio(0.02)  # new ids need not be searched for in what was just written
         options.set_memtable_whole_key_filtering(True)
         options.set_max_background_jobs(2)
