@@ -10,6 +10,7 @@ from faust.web import Request, Response, View
 
 from pipeline.adapters.faust_bridge import App
 from pipeline.logs import configure_logs
+from pipeline.memory import keep_memory_together
 from pipeline.settings import Settings
 from pipeline.worker import Worker
 
@@ -70,6 +71,7 @@ def __getattr__(name: str) -> TallyApp:
     """`app`, made when Faust asks for it: importing this module reads no settings."""
     if name != "app":
         raise AttributeError(name)
+    keep_memory_together()
     settings = Settings()
     configure_logs(settings)
     globals()["app"] = create_app(settings)

@@ -1,0 +1,54 @@
+"""What keeps a worker's memory from growing with its partitions and threads."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.adapters.rocks import Tables
+from pipeline.worker import shared
+
+
+@pytest.mark.parametrize("held", [1, 2, 3])
+def test_few_partitions_have_blocks_of_the_size_that_was_set(held: int) -> None:
+    """Whatever was set."""
+    assert shared(60_000, held, 1_000) == 60_000
+    assert shared(10, held, 1_000) == 10
+
+
+@pytest.mark.parametrize("held", [4, 6, 48, 180])
+def test_more_partitions_take_no_more_rows_together(held: int) -> None:
+    """Down to a size below which inserts would be all there is."""
+    assert 0.9 * 3 * 60_000 < held * shared(60_000, held, 1) <= 3 * 60_000
+    assert shared(60_000, 10_000, 1_000) == 1_000
+    assert shared(60_000, 0, 1_000) == 60_000
+
+
+def test_what_is_written_and_not_on_disk_yet_counts_as_the_caches(tmp_path: Path) -> None:
+    """So that one setting bounds a worker's tables."""
+    tables = Tables(tmp_path, 64 << 20, tables=2)
+    one, other = tables.open("t-0"), tables.open("t-1")
+    before = one.cached_bytes()
+    for table in (one, other):
+        table.put({number.to_bytes(16, "big"): b"v" * 20 for number in range(20_000)})
+    assert one.cached_bytes() - before > 2 * 20_000 * 36
+    one.close()
+    other.close()
+
+
+def test_arrow_and_the_threads_of_a_worker_share_the_memory_that_glibc_keeps() -> None:
+    """Unless the environment says otherwise."""
+    program = (
+        "import pyarrow as pa\n"
+        "from pipeline.memory import keep_memory_together\n"
+        "keep_memory_together()\n"
+        "print(pa.default_memory_pool().backend_name)\n"
+    )
+
+    def backend(**extra: str) -> str:
+        done = subprocess.run([sys.executable, "-c", program], env=extra, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert backend() == "system"
+    assert backend(ARROW_DEFAULT_MEMORY_POOL="mimalloc") == "mimalloc"
