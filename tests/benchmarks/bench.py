@@ -12,6 +12,9 @@ until the last insert is acknowledged. Flink: the difference between a long and 
 what wrk sees while it sends for some seconds. Starts of processes are never timed, everything after is. Competitors on
 one core, broker and engine on the other.
 
+Then the worker alone: how its rate and memory hold as its table, partitions and disorder grow (bench_growth.py), and
+how long an event takes from the HTTP answer to being countable (bench_latency.py).
+
 Slow competitors get the first part of the events (a twenty-fifth, a fifth) and Flink three times as many, so that each
 runs for some seconds at its own rate.
 `--record` puts the results into tests/benchmarks/results, from where bench_report.py makes the README's table and plot.
@@ -28,6 +31,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -48,7 +52,9 @@ from bench_environments import (  # noqa: E402
     flink_java,
 )
 from bench_events import Event, events  # noqa: E402
-from bench_figures import CEILINGS, TITLES, medians, ratios, table, verdicts  # noqa: E402
+from bench_figures import CEILINGS, medians, ratios, table, verdicts  # noqa: E402
+from bench_growth import Growth, growth_figures, growth_medians  # noqa: E402
+from bench_latency import Latency, countable_figure  # noqa: E402
 from bench_place import COMPETITOR_CORES, OTHER_CORES, PEERS, BenchError, Place, Timed, differences  # noqa: E402
 from confluent_kafka import KafkaException  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -73,6 +79,7 @@ _PACKAGES: Final = (
     "chdb",
     "pyarrow",
 )
+PARTS: Final = ("growth", "latency")
 _OTHER_PACKAGES: Final = (QUIX[0], FLINK[0], *FASTAPI[:2])  # of environments of their own
 _console = Console(stderr=True)  # standard output is for the results
 
@@ -208,7 +215,7 @@ def measure(
     row: dict[str, Any] = {"name": competitor.name, "record_events": record_events, "run": run}
     try:
         found = competitor.measure(place, sent, record_events)
-    except (Missing, BenchError, StoreError, StoreUnavailable, KafkaException, OSError) as error:
+    except _REFUSALS as error:
         return {**row, "note": str(error)}
     cpu_s = found.timed.cpu_s
     return {
@@ -250,6 +257,39 @@ def machine() -> dict[str, Any]:
     }
 
 
+_REFUSALS: Final = (Missing, BenchError, StoreError, StoreUnavailable, KafkaException, OSError)
+
+
+def grow(place: Place, options: argparse.Namespace, tell: Callable[[dict[str, Any]], None]) -> None:
+    """The part `growth`; hands over what it has after each measurement."""
+    growth, runs = Growth(place, runs=options.runs, quick=options.quick, say=_console.print), []
+    for run, case in growth.plan():
+        try:
+            row = growth.measure(case, run)
+        except _REFUSALS as error:
+            row = {"name": case.name, "title": case.title, "run": run, "note": str(error)}
+        told = f"{row['events_per_s']:>9,} events/s {row['checked']}" if "events" in row else row["note"]
+        _console.print(f"run {run} growth {case.name:13}: {told}", markup=False, highlight=False)
+        runs.append(row)
+        rows = growth_medians(runs)
+        found, figures = growth_figures(rows, growth.made)
+        tables = growth.made
+        tell({"rows": rows, "tables": tables, "measurements": list(runs), "ratios": found, "figures": figures})
+
+
+def wait(place: Place, options: argparse.Namespace, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The part `latency`; full load is what the growth part found, if it ran."""
+    grown = {row["name"]: row for row in results.get("growth", {}).get("rows", ())}
+    full = grown.get("ids-0", {}).get("events_per_s")
+    try:
+        rows = Latency(place, quick=options.quick, full_per_s=full).rows()
+    except _REFUSALS as error:
+        rows = [{"name": name, "note": str(error)} for name in ("idle", "half", "full")]
+    for row in rows:
+        _console.print(f"latency {row['name']:4}: {row}", markup=False, highlight=False)
+    return {"rows": rows, "ratios": {}, "figures": countable_figure(rows)}
+
+
 def keep(results: Mapping[str, Any], file: Path) -> None:
     """Writes the results, making the folder if need be."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -257,11 +297,16 @@ def keep(results: Mapping[str, Any], file: Path) -> None:
 
 
 def document(
-    runs: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], options: argparse.Namespace
+    runs: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    options: argparse.Namespace,
+    parts: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """All results: runs, their medians, ratios, targets and the machine."""
+    """All results: runs, their medians, ratios, targets and the machine; each part under its name."""
     rows = medians(runs)
     found, figures = ratios(rows)
+    for part in parts.values():
+        found, figures = {**found, **part["ratios"]}, {**figures, **part["figures"]}
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "quick": options.quick,
@@ -273,16 +318,19 @@ def document(
         "targets": verdicts({**found, **figures}),
         "rows": rows,
         "measurements": list(runs),
+        **parts,
     }
 
 
-def chosen(names: str) -> list[Competitor]:
-    """Those that were asked for; all when none are named. Raises SystemExit for a name that there is not."""
-    wanted = names.split(",") if names else [one.name for one in COMPETITORS]
-    unknown = set(wanted) - {one.name for one in COMPETITORS}
+def chosen(names: str) -> tuple[list[Competitor], list[str]]:
+    """Competitors and parts that were asked for; all when none are named. Raises SystemExit for a name that there is
+    not."""
+    known = [*(one.name for one in COMPETITORS), *PARTS]
+    wanted = names.split(",") if names else known
+    unknown = set(wanted) - set(known)
     if unknown:
-        raise SystemExit(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(TITLES)}")
-    return [one for one in COMPETITORS if one.name in wanted]
+        raise SystemExit(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    return [one for one in COMPETITORS if one.name in wanted], [part for part in PARTS if part in wanted]
 
 
 def all_runs(place: Place, competitors: Sequence[Competitor], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -314,7 +362,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few events, one run: does it work, not how fast")
     parser.add_argument("--runs", type=int, help="of each competitor; default 3")
     parser.add_argument("--events", type=int, help=f"of the fast competitors; default {_EVENTS:,}")
-    parser.add_argument("--only", default="", metavar="NAMES", help=f"of {','.join(one.name for one in COMPETITORS)}")
+    names = ",".join([*(one.name for one in COMPETITORS), *PARTS])
+    parser.add_argument("--only", default="", metavar="NAMES", help=f"of {names}")
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
     parser.add_argument("--record", action="store_true", help="keep the results in tests/benchmarks/results")
     options = parser.parse_args()
@@ -322,17 +371,31 @@ def main() -> None:
         parser.error("what is kept is a whole run: --record goes with neither --quick nor --only")
     options.runs = options.runs or (1 if options.quick else 3)
     options.events = options.events or (_EVENTS_QUICK if options.quick else _EVENTS)
-    competitors = chosen(options.only)
+    competitors, wanted = chosen(options.only)
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
-    facts, runs = machine(), []
+    facts, runs, parts = machine(), [], {}
+    results = document(runs, facts, options, parts)
+
+    def kept(name: str = "", part: dict[str, Any] | None = None) -> None:
+        """Called after each measurement, so that a run that is broken off has its first half."""
+        nonlocal results
+        if part is not None:
+            parts[name] = part
+        results = document(runs, facts, options, parts)
+        keep(results, BUILD / "bench.json")
+
     with Place(folder) as place:
-        for run in all_runs(place, competitors, options):
+        for run in all_runs(place, competitors, options) if competitors else ():
             runs.append(run)
-            results = document(runs, facts, options)
-            keep(results, BUILD / "bench.json")  # after each, so that a run that is broken off has its first half
+            kept()
+        if "growth" in wanted:
+            grow(place, options, partial(kept, "growth"))
+        if "latency" in wanted:
+            kept("latency", wait(place, options, results))
     if options.record:
         keep(results, RESULTS)
-    if any("events" not in run for run in runs):
+    measured = [*runs, *(row for part in parts.values() for row in part.get("measurements", part["rows"]))]
+    if any("note" in run for run in measured):
         _console.print(f"logs are kept in {folder}")
     else:
         shutil.rmtree(folder)

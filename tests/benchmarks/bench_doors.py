@@ -101,7 +101,7 @@ def _measure(place: Place, settings: Settings, door: Door, seconds: int) -> Load
     if wrk is None:
         raise Missing("wrk is missing: on Debian, apt install wrk")
     with place.process(door.argv, {**place.environment(settings), **door.extra}, settings.home_dir) as running:
-        _await(door.url.partition("/v1/")[0] + "/readyz")
+        await_ready(door.url.partition("/v1/")[0] + "/readyz")
         _load(wrk, door, _WARM_S, "warm")
         before = _ends(place, settings)
         watch = place.watch(running.pid)
@@ -134,7 +134,8 @@ def _load(wrk: str, door: Door, seconds: int, ids: str) -> dict[str, Any]:
     raise BenchError(f"wrk gave no result: {done.stdout}{done.stderr}")
 
 
-def _await(url: str) -> None:
+def await_ready(url: str) -> None:
+    """Blocks until the address answers 200. Raises BenchError after a minute."""
     end = time.monotonic() + _READY_S
     while time.monotonic() < end:
         try:

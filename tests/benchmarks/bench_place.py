@@ -20,8 +20,7 @@ from typing import Any, Final, Self
 
 import psutil
 from bench_events import CATALOG, Event, Expected, envelopes, expected
-from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.kafka_admin import log_bounds
@@ -53,15 +52,18 @@ class Data:
     record_events: int
     records: int
     expected: Expected
+    partitions: int = PARTITIONS
 
 
 @dataclass(slots=True)
 class Timed:
-    """What was measured between `begun` and `done`: seconds by the clock, processor seconds by process, memory."""
+    """What was measured between `begun` and `done`: seconds by the clock, processor seconds by process, memory at the
+    end, and the most there was since the process began."""
 
     seconds: float = 0.0
     cpu_s: dict[str, float] = field(default_factory=dict)
     rss_mib: int = 0
+    rss_peak_mib: int = 0
 
 
 class Place:
@@ -71,6 +73,7 @@ class Place:
         self.folder = folder
         self._services: Services
         self._data: dict[str, Data] = {}
+        self._asking: dict[str, Consumer] = {}
         self._store: Store
         self._number = 0
 
@@ -79,27 +82,33 @@ class Place:
         self._services = start_services(self.folder / "home")
         self.kafka, self.clickhouse = self._services.kafka, self._services.clickhouse
         self._store = Store(Settings(clickhouse=self.clickhouse, database="default"))
-        self.admin = AdminClient({"bootstrap.servers": self.kafka, "log_level": 0})
         return self
 
     def __exit__(self, *_: object) -> None:
+        for consumer in self._asking.values():
+            consumer.close()
         self._store.close()
         self._services.stop()
         os.sched_setaffinity(0, _ALL_CORES)
 
     # -- data
 
-    def load(self, events: Sequence[Event], record_events: int) -> Data:
-        """A topic with these events, made by the product's own command and filled once; the same one the next time."""
-        topic = f"bench.{record_events}.{len(events)}"
+    def load(
+        self, events: Sequence[Event], record_events: int, *, kind: str = "", partitions: int = PARTITIONS
+    ) -> Data:
+        """A topic with these events, made by the product's own command and filled once; the same one the next time.
+        `kind` keeps lists of other events of the same length apart."""
+        topic = f"bench.{record_events}.{len(events)}{f'.{kind}' if kind else ''}"
+        if partitions != PARTITIONS:
+            topic += f".p{partitions}"
         if topic not in self._data:
-            settings = self.settings(topic, "loading")
+            settings = self.settings(topic, "loading", partitions)
             self.tally(settings, "init")
             catalog = self.folder / "catalog.yaml"
             catalog.write_text(CATALOG)
             self.tally(settings, "apply", str(catalog))
             records = self._produce(topic, events, record_events, settings)
-            self._data[topic] = Data(topic, record_events, records, expected(events))
+            self._data[topic] = Data(topic, record_events, records, expected(events), partitions)
             self.drop(settings.database)
         return self._data[topic]
 
@@ -116,10 +125,10 @@ class Place:
                 "queue.buffering.max.messages": 200_000,
             }
         )
-        by_partition: list[list[Event]] = [[] for _ in range(PARTITIONS)]
+        by_partition: list[list[Event]] = [[] for _ in range(settings.partitions)]
         for event in events:
             hashed = id_hash(settings.default_account, event.transaction_id)
-            by_partition[partition_of(hashed, PARTITIONS)].append(event)
+            by_partition[partition_of(hashed, settings.partitions)].append(event)
         records = 0
         for partition, found in enumerate(by_partition):
             values = envelopes([event.line for event in found], record_events)
@@ -138,14 +147,16 @@ class Place:
 
     # -- competitors
 
-    def settings(self, topic: str, name: str) -> Settings:
-        """A group, a database and a folder of their own over a topic; everything else is the product's default."""
+    def settings(self, topic: str, name: str, partitions: int = PARTITIONS) -> Settings:
+        """A group, a database and a folder of their own over a topic; everything else is the product's default. The
+        topic of rejects has as many partitions as that of the events, so each number has one of its own."""
         return Settings(
             home=self.folder / name,
             kafka=self.kafka,
             clickhouse=self.clickhouse,
             topic_events=topic,
-            partitions=PARTITIONS,
+            topic_rejects=f"bench.rejects.p{partitions}",
+            partitions=partitions,
             group=f"group-{name}",
             database=f"db_{name}",
         )
@@ -160,7 +171,8 @@ class Place:
             "TALLY_KAFKA": settings.kafka,
             "TALLY_CLICKHOUSE": settings.clickhouse,
             "TALLY_TOPIC_EVENTS": settings.topic_events,
-            "TALLY_PARTITIONS": str(PARTITIONS),
+            "TALLY_TOPIC_REJECTS": settings.topic_rejects,
+            "TALLY_PARTITIONS": str(settings.partitions),
             "TALLY_GROUP": settings.group,
             "TALLY_DATABASE": settings.database,
         }
@@ -178,27 +190,42 @@ class Place:
         """Clocks of a competitor with this process id, broker and engine."""
         return Watch(self._services.pids(), pid)
 
-    def fresh(self, topic: str, kind: str) -> Settings:
+    def fresh(self, topic: str, kind: str, partitions: int = PARTITIONS) -> Settings:
         """Settings for one run, with nothing left of any other; waits until the engine has nothing to do."""
         self._number += 1
-        settings = self.settings(topic, f"{kind}_{self._number}".replace("-", "_"))
+        settings = self.settings(topic, f"{kind}_{self._number}".replace("-", "_"), partitions)
         settings.home_dir.mkdir(parents=True)
         self._until_idle()
         return settings
 
     def run_worker(self, settings: Settings, data: Data, seconds_max: float) -> Timed:
         """`tally worker` from the moment it takes its first partition until the group's offsets are at the ends."""
-        port = choose("worker", wanted=None, remembered=None, taken=set())
-        environment = self.environment(settings) | {"TALLY_WORKER_PORT": str(port)}
-        ends = {p: end for p, (_, end) in log_bounds(settings, data.topic, range(PARTITIONS)).items()}
-        with self.process([*_TALLY, "worker"], environment, settings.home_dir) as running:
+        ends = self.ends(settings)
+        with self.worker(settings) as running:
             watch = self.watch(running.pid)
             running.until("partition_taken", seconds_max)
             watch.start()
-            while not self._counted(settings, ends):
+            while not self.counted(settings, ends):
                 running.check(seconds_max)
                 time.sleep(_LOOK_S)
             return watch.stop()
+
+    @contextmanager
+    def worker(
+        self, settings: Settings, extra: Mapping[str, str] | None = None, *, cores: frozenset[int] = COMPETITOR_CORES
+    ) -> "Iterator[Running]":
+        """`tally worker`, killed at the end; `extra` goes into its environment."""
+        port = choose("worker", wanted=None, remembered=None, taken=set())
+        environment = self.environment(settings) | {"TALLY_WORKER_PORT": str(port)} | dict(extra or {})
+        folder = Path(environment.get("TALLY_WORKER_DIR", settings.home_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        with self.process([*_TALLY, "worker"], environment, folder, cores=cores) as running:
+            yield running
+
+    def ends(self, settings: Settings) -> dict[int, int]:
+        """The offset after the last record of each partition of the events topic."""
+        found = log_bounds(settings, settings.topic_events, range(settings.partitions))
+        return {partition: end for partition, (_, end) in found.items()}
 
     def run_peer(self, argv: Sequence[str], settings: Settings, data: Data, seconds_max: float) -> Timed:
         """A program that says `begun` and `done` once."""
@@ -239,9 +266,16 @@ class Place:
             return timed
 
     @contextmanager
-    def process(self, argv: Sequence[str], environment: Mapping[str, str], folder: Path) -> "Iterator[Running]":
-        """A process on the competitor's core, with its log in `folder`; killed at the end."""
-        os.sched_setaffinity(0, COMPETITOR_CORES)  # inherited by what starts now
+    def process(
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        *,
+        cores: frozenset[int] = COMPETITOR_CORES,
+    ) -> "Iterator[Running]":
+        """A process on the competitor's core or those given, with its log in `folder`; killed at the end."""
+        os.sched_setaffinity(0, cores)  # inherited by what starts now
         try:
             running = Running(argv, environment, folder)
         finally:
@@ -251,12 +285,27 @@ class Place:
         finally:
             running.stop()
 
-    def _counted(self, settings: Settings, ends: Mapping[int, int]) -> bool:
-        asked = ConsumerGroupTopicPartitions(
-            settings.group, [TopicPartition(settings.topic_events, partition) for partition in ends]
-        )
-        found = self.admin.list_consumer_group_offsets([asked])[settings.group].result()
-        return all(at.offset >= ends[at.partition] for at in found.topic_partitions)
+    def counted(self, settings: Settings, ends: Mapping[int, int]) -> bool:
+        """Whether the group's offsets have reached these."""
+        found = self.offsets(settings)
+        return all(found[partition] >= end for partition, end in ends.items())
+
+    def offsets(self, settings: Settings) -> dict[int, int]:
+        """The group's offset of each partition of the events topic; 0 where there is none yet."""
+        # by a consumer that never joins: the admin client's list of a group's offsets crashes the process when the
+        # coordinator is not ready (librdkafka, issue 5040)
+        if settings.group not in self._asking:
+            self._asking[settings.group] = Consumer(
+                {
+                    "bootstrap.servers": self.kafka,
+                    "group.id": settings.group,
+                    "enable.auto.commit": False,
+                    "log_level": 0,
+                }
+            )
+        places = [TopicPartition(settings.topic_events, partition) for partition in range(settings.partitions)]
+        found = self._asking[settings.group].committed(places, timeout=20)
+        return {at.partition: max(at.offset, 0) for at in found}
 
     # -- results
 
@@ -342,8 +391,9 @@ class Running:
         self._reader.start()
         self._started = time.monotonic()
 
-    def until(self, word: str, seconds_max: float) -> None:
-        """Blocks until a line has the word. Raises BenchError when the process ends or takes too long."""
+    def until(self, word: str, seconds_max: float) -> str:
+        """The next line that has the word; blocks until there is one. Raises BenchError when the process ends or takes
+        too long."""
         while True:
             left = self._started + seconds_max - time.monotonic()
             try:
@@ -353,7 +403,7 @@ class Running:
             if line is None:
                 raise BenchError(f"it ended before it said {word!r}; {self._told()}")
             if word in line:
-                return
+                return line
 
     def check(self, seconds_max: float) -> None:
         """Raises BenchError when the process has ended or takes too long."""
@@ -404,7 +454,7 @@ class Watch:
         cpu_s = {name: _cpu_s(process) - self._before[name] for name, process in self._processes.items()}
         family = _family(self._processes["competitor"])
         rss = sum(_or_zero(lambda one=one: one.memory_info().rss) for one in family)
-        return Timed(seconds, cpu_s, int(rss) >> 20)
+        return Timed(seconds, cpu_s, int(rss) >> 20, sum(map(_rss_peak, family)) >> 20)
 
 
 def _family(process: psutil.Process) -> list[psutil.Process]:
@@ -414,6 +464,15 @@ def _family(process: psutil.Process) -> list[psutil.Process]:
 def _cpu_s(process: psutil.Process) -> float:
     """Processor seconds of a process, its children and those that have ended."""
     return sum(_or_zero(lambda one=one: sum(one.cpu_times()[:4])) for one in _family(process))
+
+
+def _rss_peak(process: psutil.Process) -> int:
+    """Bytes; 0 where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def _or_zero(ask: Callable[[], float]) -> float:

@@ -1,6 +1,6 @@
-"""The README's table and plot of `make bench`, from the recorded results: ``bench_report.py [--write]``.
+"""The README's tables and plot of `make bench`, from the recorded results: ``bench_report.py [--write]``.
 
-Without `--write` the table is printed. With it, the table goes between the marks in README.md and the plot into
+Without `--write` the tables are printed. With it, they go between their marks in README.md and the plot into
 tests/benchmarks/results/bench.svg, which the README shows.
 """
 
@@ -16,6 +16,7 @@ _HERE: Final = Path(__file__).resolve().parent
 sys.path[:0] = [str(_HERE), str(_HERE.parent)]
 
 from bench_figures import CEILINGS, table  # noqa: E402
+from bench_sizing import sizing  # noqa: E402
 from readme_marks import README, put_between  # noqa: E402
 
 RESULTS: Final = _HERE / "results" / "bench.json"
@@ -23,6 +24,7 @@ PLOT: Final = _HERE / "results" / "bench.svg"
 BEGIN: Final = "<!-- bench: made by tests/benchmarks/bench_report.py -->"
 END: Final = "<!-- end of bench -->"
 put_in = partial(put_between, BEGIN, END)
+put_sizing = partial(put_between, "<!-- sizing: made by tests/benchmarks/bench_report.py -->", "<!-- end of sizing -->")
 _LABELS: Final = {
     "worker": "this worker",
     "faust": "textbook Faust agent",
@@ -83,12 +85,13 @@ def main() -> None:
     if not RESULTS.exists():
         parser.error(f"there is no {RESULTS.relative_to(README.parent)} yet: bench.py --record makes it")
     document = json.loads(RESULTS.read_text())
-    made = table(document)
+    made, sized = table(document), sizing(document)
     if not options.write:
-        print(made)
+        print(f"{made}\n\n{sized}")
         return
     plot(document, PLOT)
-    README.write_text(put_in(README.read_text(), f"{made}\n\n![Rates side by side]({PLOT.relative_to(README.parent)})"))
+    readme = put_in(README.read_text(), f"{made}\n\n![Rates side by side]({PLOT.relative_to(README.parent)})")
+    README.write_text(put_sizing(readme, sized))
 
 
 if __name__ == "__main__":

@@ -17,65 +17,26 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+from filled_tables import CHUNK, fill_by_files, folder_bytes, keys_in_order, sightings
 from rich.console import Console
 from rich.progress import track
-from rocksdict import IngestExternalFileOptions, SstFileWriter
 
 from pipeline.adapters.expired_ids import ExpiredIds
 from pipeline.adapters.rocks import SightingTable, Tables
-from pipeline.block import Position, Sighting, pack_sighting
 from pipeline.changelog import pack_changes, unpack_change
 from pipeline.ports import Border, Marker
 
 CACHE_BYTES = 256 << 20  # TALLY_CACHE_BYTES
 BLOCK = 60_000
-CHUNK = 200_000
-RECORD_EVENTS = 10
-PER_SECOND = 5_000
 _random = random.Random(1)
 _console = Console(stderr=True)  # standard output is for the figures
-
-
-def sightings(count: int, first: int, *, mixed: bool = False) -> list[bytes]:
-    """Packed first sightings of events that follow each other in the log; in any order when `mixed`."""
-    rng = np.random.default_rng(first)
-    number = np.arange(first, first + count, dtype=np.uint64)
-    if mixed:
-        number = rng.permutation(number)
-    offset, line = np.divmod(number, np.uint64(RECORD_EVENTS))
-    content = rng.integers(0, 1 << 40, count, dtype=np.uint64)
-    append_s = np.uint64(1_790_000_000) + number // np.uint64(PER_SECOND)
-    packed = np.empty(count, dtype=[("place", ">u8"), ("rest", ">u8"), ("low", ">u2"), ("high", ">u2")])
-    packed["place"] = line << np.uint64(24) | offset >> np.uint64(24)
-    packed["rest"] = (offset & np.uint64(0xFFFFFF)) << np.uint64(40) | content
-    packed["low"], packed["high"] = append_s & np.uint64(0xFFFF), append_s >> np.uint64(16)
-    joined = packed.tobytes()
-    place = Position(0, int(offset[0]), int(line[0]))
-    if joined[:20] != pack_sighting(Sighting(place, int(content[0]), int(append_s[0]))):
-        raise AssertionError("the worker packs sightings in another way than this script")
-    return [joined[i : i + 20] for i in range(0, len(joined), 20)]
-
-
-def keys_in_order(ids: int) -> Iterator[tuple[int, list[bytes]]]:
-    """Random keys in ascending order, a chunk at a time, each with the number of its first one: the k-th of n evenly
-    spread prefixes with random bits below, which is how sorted hashes look."""
-    rng = np.random.default_rng(7)
-    step = (1 << 64) // max(ids, 1)
-    for first in range(0, ids, CHUNK):
-        count = min(CHUNK, ids - first)
-        high = (np.arange(first, first + count, dtype=np.uint64) * np.uint64(step)) + rng.integers(
-            0, max(step, 1), count, dtype=np.uint64
-        )
-        low = rng.integers(0, 1 << 63, count, dtype=np.uint64)
-        joined = np.stack([high, low], axis=1).astype(">u8").tobytes()
-        yield first, [joined[i : i + 16] for i in range(0, len(joined), 16)]
 
 
 def fill(table: SightingTable, ids: int, *, quiet: bool) -> list[bytes]:
@@ -87,27 +48,6 @@ def fill(table: SightingTable, ids: int, *, quiet: bool) -> list[bytes]:
         values = sightings(len(keys), place * CHUNK, mixed=True)
         table.put(dict(zip(keys, values, strict=True)))
         sample += keys[:: max(1, len(keys) // 2_000)]
-    return sample
-
-
-def fill_by_files(tables: Tables, table: SightingTable, folder: Path, ids: int, *, quiet: bool) -> list[bytes]:
-    """The same by files that the table takes in whole."""
-    sample: list[bytes] = []
-    files = []
-    options = tables._options()
-    for first, keys in track(keys_in_order(ids), "filling", total=-(-ids // CHUNK), disable=quiet, console=_console):
-        file = str(folder / f"{first}.sst")
-        writer = SstFileWriter(options)
-        writer.open(file)
-        for key, value in zip(keys, sightings(len(keys), first, mixed=True), strict=True):
-            writer[key] = value
-        writer.finish()
-        files.append(file)
-        sample += keys[:: max(1, len(keys) // 2_000)]
-    if files:
-        how = IngestExternalFileOptions()
-        how.set_move_files(True)
-        table._db.ingest_external_file(files, how)
     return sample
 
 
@@ -140,16 +80,11 @@ def rates(table: SightingTable, known: list[bytes], *, blocks: int = 8) -> dict[
     }
 
 
-def folder_bytes(folder: Path) -> int:
-    """What the files hold."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
 def measure(folder: Path, ids: int, *, quiet: bool, bulk: bool = False) -> dict[str, Any]:
     """A table of that many ids."""
     tables = Tables(folder, CACHE_BYTES)
     table = tables.open("t-0")
-    known = fill_by_files(tables, table, folder, ids, quiet=quiet) if bulk else fill(table, ids, quiet=quiet)
+    known = fill_by_files(tables, table, folder, ids) if bulk else fill(table, ids, quiet=quiet)
     table.close()
     found: dict[str, Any] = {"ids": ids}
     table = tables.open("t-0")
