@@ -102,7 +102,7 @@ class Place:
         if partitions != PARTITIONS:
             topic += f".p{partitions}"
         if topic not in self._data:
-            settings = self.settings(topic, "loading", partitions)
+            settings = self.settings(topic, f"loading_{partitions}", partitions)
             self.tally(settings, "init")
             catalog = self.folder / "catalog.yaml"
             catalog.write_text(CATALOG)
