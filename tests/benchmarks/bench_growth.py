@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bench_events import DUPLICATES, Event, events
-from bench_place import COMPETITOR_CORES, OTHER_CORES, PARTITIONS, Data, Place, Timed
+from bench_place import COMPETITOR_CORES, OTHER_CORES, PARTITIONS, BenchError, Data, Place, Timed
 from filled_tables import Filled, filled
 
 from pipeline.settings import Settings
@@ -56,7 +56,7 @@ CASES: Final = (
     Case("partitions-4", "4 partitions", partitions=4),
     Case("partitions-12", "12 partitions", partitions=12),
     Case("partitions-48", "48 partitions", partitions=48, quick=True),
-    Case("workers-2", "2 workers, the second one on the core of broker and engine", workers=2, quick=True),
+    Case("workers-2", "2 workers, the second one on the core of broker and engine", workers=2),
     Case("late", f"events of {_LATE_DAYS} days in any order", days=_LATE_DAYS),
     Case("duplicates-1", "1 % twice", duplicates=0.01),
     Case("duplicates-50", "50 % twice", duplicates=0.5),
@@ -163,6 +163,9 @@ class Growth:
                 one.until("partition_taken", _SECONDS_MAX)
             watches = [self._place.watch(one.pid) for one in running]
             before = self._place.offsets(settings)
+            left = sum(ends.values()) - sum(before.values())
+            if left < sum(ends.values()) // 3:
+                raise BenchError(f"only {left:,} events were left when all workers had partitions: give it more events")
             for watch in watches:
                 watch.start()
             while not self._place.counted(settings, ends):
@@ -173,7 +176,7 @@ class Growth:
         cpu_s = {**found[0].cpu_s, "competitor": sum(one.cpu_s["competitor"] for one in found)}
         largest = max(one.rss_peak_mib for one in found)
         timed = Timed(found[0].seconds, cpu_s, max(one.rss_mib for one in found), largest)
-        return timed, sum(ends.values()) - sum(before.values())
+        return timed, left
 
 
 def growth_medians(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
