@@ -52,7 +52,7 @@ def ensure_topics(settings: Settings) -> None:
                 if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
                     raise
         check_topics(settings)
-    except KafkaException as error:
+    except (KafkaException, TimeoutError) as error:
         raise BrokerUnavailable(f"Kafka at {settings.kafka} did not answer: {error}") from error
 
 
@@ -67,7 +67,7 @@ def check_topics(settings: Settings) -> None:
             raise TopicMismatch(f"topics are missing: {', '.join(absent)}; run `tally migrate`")
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in wanted]
         configs = {r.name: f.result(_TIMEOUT_S) for r, f in client.describe_configs(resources).items()}
-    except KafkaException as error:
+    except (KafkaException, TimeoutError) as error:
         raise BrokerUnavailable(f"Kafka at {settings.kafka} did not answer: {error}") from error
     faults = [
         fault
@@ -95,7 +95,7 @@ def topic_life(settings: Settings, topic: str) -> TopicLife:
     try:
         found = client.describe_topics(TopicCollection([topic]), request_timeout=_TIMEOUT_S)[topic].result(_TIMEOUT_S)
         return TopicLife(str(found.topic_id), len(found.partitions))
-    except KafkaException as error:
+    except (KafkaException, TimeoutError) as error:
         raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no id of {topic}: {error}") from error
 
 
@@ -167,7 +167,7 @@ def log_bounds(settings: Settings, topic: str, partitions: Iterable[int]) -> dic
 
     try:
         first, end = ask(OffsetSpec.earliest()), ask(OffsetSpec.latest())
-    except KafkaException as error:
+    except (KafkaException, TimeoutError) as error:
         raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no bounds of {topic}: {error}") from error
     return {number: (first[number], end[number]) for number in first}
 

@@ -1,6 +1,7 @@
 """Topics are made as production wants them, and every start checks that they still are."""
 
 import asyncio
+import socket
 import time
 import uuid
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.adapters.kafka_admin import (
     check_topics,
     committed,
     ensure_topics,
+    log_bounds,
     members,
     topic_id,
     topic_life,
@@ -174,3 +176,20 @@ async def test_a_broker_that_is_away_lets_nothing_go(tmp_path: Path, monkeypatch
     monkeypatch.setattr("pipeline.adapters.kafka_admin._TIMEOUT_S", 1.0)
     with pytest.raises(LogUnavailable, match="lets no records"):
         await asyncio.to_thread(Trimmer(Settings(home=tmp_path, kafka="127.0.0.1:1")).trim, "t", 0, 1)
+
+
+def test_a_broker_that_takes_connections_and_never_answers_is_away(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks waits for it, instead of ending by a time-out that nobody expects."""
+    monkeypatch.setattr("pipeline.adapters.kafka_admin._TIMEOUT_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        away = settings.model_copy(update={"kafka": f"127.0.0.1:{silent.getsockname()[1]}"})
+        for ask in (
+            lambda: ensure_topics(away),
+            lambda: check_topics(away),
+            lambda: topic_life(away, away.topic_events),
+            lambda: log_bounds(away, away.topic_events, [0]),
+        ):
+            with pytest.raises(BrokerUnavailable):
+                ask()
