@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 
 import psutil
 from bench_events import CATALOG, Event, Expected, envelopes, expected
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.kafka_admin import log_bounds
@@ -37,6 +37,7 @@ COMPETITOR_CORES: Final = frozenset(_ALL_CORES[:1])
 OTHER_CORES: Final = frozenset(_ALL_CORES[1:] or _ALL_CORES)
 _LOOK_S: Final = 0.1  # more often, and the broker is busy with answering
 _IDLE_S: Final = 60.0
+_NO_COORDINATOR: Final = ("NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS", "_TIMED_OUT")
 _TALLY: Final = [sys.executable, "-m", "tally"]
 
 
@@ -304,8 +305,16 @@ class Place:
                 }
             )
         places = [TopicPartition(settings.topic_events, partition) for partition in range(settings.partitions)]
-        found = self._asking[settings.group].committed(places, timeout=20)
-        return {at.partition: max(at.offset, 0) for at in found}
+        end = time.monotonic() + _IDLE_S
+        while True:
+            try:
+                found = self._asking[settings.group].committed(places, timeout=20)
+            except KafkaException as error:
+                if error.args[0].name() not in _NO_COORDINATOR or time.monotonic() > end:
+                    raise
+                time.sleep(_LOOK_S)
+            else:
+                return {at.partition: max(at.offset, 0) for at in found}
 
     # -- results
 
