@@ -54,7 +54,7 @@ from pipeline.tidying import Tidier
 
 _RETRY_FIRST_S: Final = 0.1
 _RETRY_MAX_S: Final = 5.0
-_BUFFERED_BLOCKS: Final = 2  # fetched ahead, in blocks' worth, before the partition is paused
+_BUFFERED_BLOCKS: Final = 1  # fetched ahead, in blocks' worth, before the partition is paused
 _RESTORE_ENTRIES: Final = 50_000
 _FORWARDS_AT_ONCE: Final = 500
 _T = TypeVar("_T")
@@ -420,6 +420,7 @@ class Session:
             self._regulate()
             version = await self._catalog_for(taken)
             self._next = await self._build(taken, version, max(self._out.rule_sets))
+            del taken  # the block does not need them any more, and may wait for long
             self._next_taken.clear()
             self._next_ready.set()
             await self._next_taken.wait()
