@@ -49,12 +49,24 @@ from bench_environments import (  # noqa: E402
 )
 from bench_events import Event, events  # noqa: E402
 from bench_figures import CEILINGS, TITLES, medians, ratios, table, verdicts  # noqa: E402
-from bench_place import COMPETITOR_CORES, OTHER_CORES, PEERS, BenchError, Place, Timed, differences  # noqa: E402
+from bench_place import (  # noqa: E402
+    ALL_CORES,
+    COMPETITOR_CORES,
+    OTHER_CORES,
+    PEERS,
+    BenchError,
+    Place,
+    Timed,
+    differences,
+)
+from bench_queries import FACTS, FACTS_QUICK  # noqa: E402
+from bench_queries import measure as measure_queries  # noqa: E402
 from confluent_kafka import KafkaException  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markdown import Markdown  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
 
+from pipeline.adapters.clickhouse import Store  # noqa: E402
 from pipeline.ports import StoreError, StoreUnavailable  # noqa: E402
 
 RESULTS: Final = _HERE / "results" / "bench.json"
@@ -74,6 +86,7 @@ _PACKAGES: Final = (
     "pyarrow",
 )
 _OTHER_PACKAGES: Final = (QUIX[0], FLINK[0], *FASTAPI[:2])  # of environments of their own
+QUERIES: Final = "queries"  # in --only: no competitor, but questions over facts
 _console = Console(stderr=True)  # standard output is for the results
 
 
@@ -257,12 +270,18 @@ def keep(results: Mapping[str, Any], file: Path) -> None:
 
 
 def document(
-    runs: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], options: argparse.Namespace
+    runs: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
+    options: argparse.Namespace,
+    queries: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All results: runs, their medians, ratios, targets and the machine."""
+    """All results: runs, their medians, ratios, targets and the machine; `queries` as `bench_queries` gives them."""
     rows = medians(runs)
     found, figures = ratios(rows)
+    if queries:
+        found, figures = {**found, **queries["ratios"]}, {**figures, **queries["figures"]}
     return {
+        **({"queries": dict(queries)} if queries else {}),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "quick": options.quick,
         "events": options.events,
@@ -279,9 +298,9 @@ def document(
 def chosen(names: str) -> list[Competitor]:
     """Those that were asked for; all when none are named. Raises SystemExit for a name that there is not."""
     wanted = names.split(",") if names else [one.name for one in COMPETITORS]
-    unknown = set(wanted) - {one.name for one in COMPETITORS}
+    unknown = set(wanted) - {one.name for one in COMPETITORS} - {QUERIES}
     if unknown:
-        raise SystemExit(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(TITLES)}")
+        raise SystemExit(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(TITLES)}, {QUERIES}")
     return [one for one in COMPETITORS if one.name in wanted]
 
 
@@ -298,7 +317,7 @@ def all_runs(place: Place, competitors: Sequence[Competitor], options: argparse.
     with Progress(*columns, console=_console) as progress:
         task = progress.add_task("making events", total=len(plan))
         numbers = {one.name: max(_EVENTS_MIN, int(options.events * one.share)) for one in competitors}
-        sent = list(events(max(numbers.values())))
+        sent = list(events(max(numbers.values(), default=0)))
         for run, size, one in plan:
             progress.update(task, description=f"run {run}, {one.name}, records of {size}")
             row = measure(place, one, sent[: numbers[one.name]], size, run)
@@ -308,13 +327,30 @@ def all_runs(place: Place, competitors: Sequence[Competitor], options: argparse.
             yield row
 
 
+def ask_queries(place: Place, facts: int) -> dict[str, Any]:
+    """Questions over so many facts in a database of their own, with the engine on all cores."""
+    settings = place.fresh("bench.queries", QUERIES)
+    store = Store(settings)
+    try:
+        with place.engine_everywhere() as engine_cpu_s:
+            return measure_queries(
+                store, settings, facts, threads=len(ALL_CORES), engine_cpu_s=engine_cpu_s, say=_console.print
+            )
+    finally:
+        store.close()
+        place.drop(settings.database)
+
+
 def main() -> None:
     """The program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few events, one run: does it work, not how fast")
     parser.add_argument("--runs", type=int, help="of each competitor; default 3")
     parser.add_argument("--events", type=int, help=f"of the fast competitors; default {_EVENTS:,}")
-    parser.add_argument("--only", default="", metavar="NAMES", help=f"of {','.join(one.name for one in COMPETITORS)}")
+    parser.add_argument(
+        "--only", default="", metavar="NAMES", help=f"of {','.join(one.name for one in COMPETITORS)},{QUERIES}"
+    )
+    parser.add_argument("--facts", type=int, help=f"that are asked about by {QUERIES}; default {FACTS:,}")
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
     parser.add_argument("--record", action="store_true", help="keep the results in tests/benchmarks/results")
     options = parser.parse_args()
@@ -322,17 +358,26 @@ def main() -> None:
         parser.error("what is kept is a whole run: --record goes with neither --quick nor --only")
     options.runs = options.runs or (1 if options.quick else 3)
     options.events = options.events or (_EVENTS_QUICK if options.quick else _EVENTS)
+    options.facts = options.facts or (FACTS_QUICK if options.quick else FACTS)
     competitors = chosen(options.only)
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
-    facts, runs = machine(), []
+    facts, runs, failed = machine(), [], False
+    results = document(runs, facts, options)
     with Place(folder) as place:
         for run in all_runs(place, competitors, options):
             runs.append(run)
             results = document(runs, facts, options)
             keep(results, BUILD / "bench.json")  # after each, so that a run that is broken off has its first half
+        if not options.only or QUERIES in options.only.split(","):
+            try:
+                results = document(runs, facts, options, ask_queries(place, options.facts))
+                keep(results, BUILD / "bench.json")
+            except (StoreError, StoreUnavailable) as error:
+                failed = True
+                _console.print(f"{QUERIES}: {error}", markup=False)
     if options.record:
         keep(results, RESULTS)
-    if any("events" not in run for run in runs):
+    if failed or any("events" not in run for run in runs):
         _console.print(f"logs are kept in {folder}")
     else:
         shutil.rmtree(folder)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from bench_queries import query_table
+
 CEILINGS: Final = ("read", "decode", "msgspec", "insert")
 TITLES: Final = {
     "worker": "**this worker**: dedup, mapping, facts and all rollups",
@@ -42,6 +44,9 @@ TARGETS: Final = (
     Target("api_single_vs_fastapi", "API against the FastAPI endpoint, 1 event a request", 3),
     Target("api_p99_vs_fastapi", "its p99 against the endpoint's (1: no worse; larger is better)", 1),
     Target("api_batch_events_per_s", "API, lists of 500, events a second", 100_000),
+    Target("usage_query_vs_raw", "account-wide usage of a month against facts, the slowest question", 20),
+    Target("usage_customer_vs_raw", "one customer's usage of a month against facts, the slowest question", 0.91),
+    Target("usage_customer_20ms_vs_p99", "20 ms against the p99 of those answers (larger is better)", 1),
 )
 
 
@@ -133,6 +138,8 @@ def table(document: Mapping[str, Any]) -> str:
     doors = [row for row in rows if row["name"].startswith(("api", "fastapi"))]
     if doors:
         lines += ["", "Doors, acknowledged by the broker before the answer:", "", *_doors(doors)]
+    if "queries" in document:
+        lines += ["", *query_table(document["queries"])]
     lines += ["", "| target | at least | measured | |", "|---|--:|--:|---|"]
     for one in document["targets"]:
         measured = "-" if one["measured"] is None else _short(one["measured"])
