@@ -40,6 +40,7 @@ FAMILIES: Final[dict[Aggregation, Family]] = {
     "unique": "uniques",
 }
 ROWS_MAX: Final = 200_000  # of an answer; more is refused rather than cut
+_CHANGES_MAX: Final = 4  # of a zone's clock that are compared one by one, which costs less than a look-up
 _RANGES_MAX: Final = 64  # edges of months; past that the statement would be longer than the scan it spares
 
 # Neither smallest nor largest: what a row that takes something out contributes to them.
@@ -301,8 +302,12 @@ class _Parts:
                 self.parameters[f"value_{i}"] = query.where[dimension]
         if query.granularity != "none":
             clock: Offsets = offsets(zone_of(query.zone), query.period)
-            self.parameters["since"] = list(clock.since_s)
-            self.parameters["ahead"] = list(clock.offset_s)
+            self.clock = clock
+            if len(clock.since_s) > _CHANGES_MAX:
+                self.parameters |= {"since": list(clock.since_s), "ahead": list(clock.offset_s)}
+            elif clock.offset_s != (0,) or query.granularity == "hour":
+                self.parameters |= {f"since_{i}": at for i, at in enumerate(clock.since_s) if i}
+                self.parameters |= {f"ahead_{i}": ahead for i, ahead in enumerate(clock.offset_s)}
 
     def outer(self, branches: Sequence[str], *, count: bool) -> str:
         """Merge the branches by window and group; with `top` the largest by sum or `count` first."""
@@ -383,14 +388,15 @@ class _Parts:
     def facts_branch(self, periods: Sequence[Period], taken: Sequence[Period], *, net: bool) -> str:
         """Rows of facts and corrections of `periods`, and those of `taken` with the other sign; `net`: only those that
         nothing took out, as smallest and largest need."""
-        source = "\n    UNION ALL\n".join(
-            self._rows_of(table, periods, taken, "edge") for table in ("events", "corrections")
-        )
+        rows = [self._rows_of(table, periods, taken, "edge") for table in ("events", "corrections")]
+        if self.family == "sums":  # most rows are facts, whose sign need not be multiplied with
+            return f"{self._measured_rows(rows[0], signed=bool(taken))}\n    UNION ALL\n{self._measured_rows(rows[1])}"
+        source = "\n    UNION ALL\n".join(rows)
         if net:
             source = self._standing_rows(source)
         return self._measured_rows(source)
 
-    def _measured_rows(self, source: str) -> str:
+    def _measured_rows(self, source: str, *, signed: bool = True) -> str:
         where = []
         amount = "value"
         joins = ""
@@ -405,11 +411,11 @@ class _Parts:
             amount = "dims.number[number_at]"
         if self.family == "uniques":
             where.append("distinct_hash != 0")
-        columns = [*self._keys("timestamp"), *self._fact_states(amount)]
+        columns = [*self._keys("timestamp"), *self._fact_states(amount, signed=signed)]
         text = f"    SELECT {', '.join(columns)}\n    FROM\n    (\n{_indented(source)}\n    ){joins}"
         return text + (f"\n    WHERE {' AND '.join(where)}" if where else "")
 
-    def _fact_states(self, amount: str) -> list[str]:
+    def _fact_states(self, amount: str, *, signed: bool) -> list[str]:
         if self.family == "uniques":
             return ["distinct_hash", "toInt64(sign) AS n"]
         if self.family == "latest":
@@ -418,7 +424,7 @@ class _Parts:
                 f"initializeAggregation('argMaxState', {amount}, {_ORDER}) AS quantity_latest",
             ]
         if self.family == "sums":
-            return ["toInt64(sign) AS n", f"toDecimal256({amount}, 9) * sign AS quantity_sum"]
+            return ["toInt64(sign) AS n", f"toDecimal256({amount}, 9){' * sign' if signed else ''} AS quantity_sum"]
         return [
             "toInt64(sign) AS n",
             f"if(sign > 0, {amount}, {_NO_MINIMUM}) AS quantity_min",
@@ -497,13 +503,27 @@ class _Parts:
         """Hours by their first instant, days and months by their local date."""
         instant = "toDateTime(day, 'UTC')" if column == "day" else column
         at = f"toInt64(toUnixTimestamp({instant}))"
-        since = f"roundDown({at}, {{since:Array(Int64)}})"
-        ahead = f"transform({since}, {{since:Array(Int64)}}, {{ahead:Array(Int64)}})"
+        since, ahead = self._changes(at)
         local = f"{at} + {ahead}"
         if self.query.granularity == "hour":
             return f"toDateTime(greatest(intDiv({local}, 3600) * 3600 - {ahead}, {since}), 'UTC')"
         day = f"toDate(toDateTime({local}, 'UTC'))"
+        if self.clock.offset_s == (0,):
+            day = "day" if column == "day" else f"toDate({column})"
         return day if self.query.granularity == "day" else f"toStartOfMonth({day})"
+
+    def _changes(self, at: str) -> tuple[str, str]:
+        """When the clock was last changed before the instant `at`, and how far ahead of UTC it is since."""
+        number = len(self.clock.since_s)
+        if number > _CHANGES_MAX:
+            since = f"roundDown({at}, {{since:Array(Int64)}})"
+            return since, f"transform({since}, {{since:Array(Int64)}}, {{ahead:Array(Int64)}})"
+        if number == 1:
+            return "toInt64(0)", "{ahead_0:Int64}"
+        tests = [(f"{at} >= {{since_{i}:Int64}}", i) for i in range(number - 1, 0, -1)]
+        since = ", ".join(f"{test}, {{since_{i}:Int64}}" for test, i in tests)
+        ahead = ", ".join(f"{test}, {{ahead_{i}:Int64}}" for test, i in tests)
+        return f"multiIf({since}, toInt64(0))", f"multiIf({ahead}, {{ahead_0:Int64}})"
 
     def _subject(self) -> list[str]:
         if not self.query.by_events:

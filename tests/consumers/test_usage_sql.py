@@ -31,8 +31,9 @@ def test_a_month_of_one_customer_in_new_york() -> None:
         "account": "acme",
         "features": ["tokens"],
         "customer": "anna",
-        "since": [0, 1710054000],
-        "ahead": [-18000, -14400],
+        "since_1": 1710054000,
+        "ahead_0": -18000,
+        "ahead_1": -14400,
         "cell_from_0": "2024-03-02",
         "cell_to_0": "2024-04-01",
         "edge_from_0": "2024-03-01 05:00:00.000000",
@@ -48,17 +49,23 @@ def test_a_month_of_one_customer_in_new_york() -> None:
     sum(quantity_sum) AS total
 FROM
 (
-    SELECT toStartOfMonth(toDate(toDateTime(toInt64(toUnixTimestamp(toDateTime(day, 'UTC'))) + transform(roundDown(toInt64(toUnixTimestamp(toDateTime(day, 'UTC'))), {since:Array(Int64)}), {since:Array(Int64)}, {ahead:Array(Int64)}), 'UTC'))) AS window, events AS n, total AS quantity_sum
+    SELECT toStartOfMonth(toDate(toDateTime(toInt64(toUnixTimestamp(toDateTime(day, 'UTC'))) + multiIf(toInt64(toUnixTimestamp(toDateTime(day, 'UTC'))) >= {since_1:Int64}, {ahead_1:Int64}, {ahead_0:Int64}), 'UTC'))) AS window, events AS n, total AS quantity_sum
     FROM usage_client_day
     WHERE account = {account:String} AND feature IN {features:Array(String)} AND client_id = {customer:String} AND day >= {cell_from_0:Date} AND day < {cell_to_0:Date}
     UNION ALL
-    SELECT toStartOfMonth(toDate(toDateTime(toInt64(toUnixTimestamp(timestamp)) + transform(roundDown(toInt64(toUnixTimestamp(timestamp)), {since:Array(Int64)}), {since:Array(Int64)}, {ahead:Array(Int64)}), 'UTC'))) AS window, toInt64(sign) AS n, toDecimal256(quantity, 9) * sign AS quantity_sum
+    SELECT toStartOfMonth(toDate(toDateTime(toInt64(toUnixTimestamp(timestamp)) + multiIf(toInt64(toUnixTimestamp(timestamp)) >= {since_1:Int64}, {ahead_1:Int64}, {ahead_0:Int64}), 'UTC'))) AS window, toInt64(sign) AS n, toDecimal256(quantity, 9) AS quantity_sum
     FROM
     (
         SELECT client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`, `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`, epoch, `partition`, `offset`, line, toInt8(1) AS sign
         FROM events
         WHERE account = {account:String} AND kind = 'delta' AND client_id = {customer:String} AND hasAny(`meters.feature`, {features:Array(String)}) AND (timestamp >= {edge_from_0:DateTime64(6, 'UTC')} AND timestamp < {edge_to_0:DateTime64(6, 'UTC')} OR timestamp >= {edge_from_1:DateTime64(6, 'UTC')} AND timestamp < {edge_to_1:DateTime64(6, 'UTC')})
-        UNION ALL
+    )
+    ARRAY JOIN meters.feature AS feature, meters.rev AS rev, meters.quantity AS quantity, meters.distinct_hash AS distinct_hash
+    WHERE feature IN {features:Array(String)}
+    UNION ALL
+    SELECT toStartOfMonth(toDate(toDateTime(toInt64(toUnixTimestamp(timestamp)) + multiIf(toInt64(toUnixTimestamp(timestamp)) >= {since_1:Int64}, {ahead_1:Int64}, {ahead_0:Int64}), 'UTC'))) AS window, toInt64(sign) AS n, toDecimal256(quantity, 9) * sign AS quantity_sum
+    FROM
+    (
         SELECT client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`, `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`, epoch, `partition`, `offset`, line, corrections.sign AS sign
         FROM corrections
         WHERE account = {account:String} AND kind = 'delta' AND client_id = {customer:String} AND hasAny(`meters.feature`, {features:Array(String)}) AND (timestamp >= {edge_from_0:DateTime64(6, 'UTC')} AND timestamp < {edge_to_0:DateTime64(6, 'UTC')} OR timestamp >= {edge_from_1:DateTime64(6, 'UTC')} AND timestamp < {edge_to_1:DateTime64(6, 'UTC')})
@@ -89,8 +96,7 @@ def test_events_by_a_dimension_by_local_hour() -> None:
         "account": "acme",
         "event_name": "call",
         "dimension_0": "region",
-        "since": [0],
-        "ahead": [19800],
+        "ahead_0": 19800,
         "cell_from_0": "2024-03-01 00:00:00",
         "cell_to_0": "2024-03-02 00:00:00",
     }
@@ -103,7 +109,7 @@ def test_events_by_a_dimension_by_local_hour() -> None:
     sum(quantity_sum) AS total
 FROM
 (
-    SELECT toDateTime(greatest(intDiv(toInt64(toUnixTimestamp(bucket)) + transform(roundDown(toInt64(toUnixTimestamp(bucket)), {since:Array(Int64)}), {since:Array(Int64)}, {ahead:Array(Int64)}), 3600) * 3600 - transform(roundDown(toInt64(toUnixTimestamp(bucket)), {since:Array(Int64)}), {since:Array(Int64)}, {ahead:Array(Int64)}), roundDown(toInt64(toUnixTimestamp(bucket)), {since:Array(Int64)})), 'UTC') AS window, text AS group_0, events AS n, total AS quantity_sum
+    SELECT toDateTime(greatest(intDiv(toInt64(toUnixTimestamp(bucket)) + {ahead_0:Int64}, 3600) * 3600 - {ahead_0:Int64}, toInt64(0)), 'UTC') AS window, text AS group_0, events AS n, total AS quantity_sum
     FROM events_dimension_15m
     WHERE account = {account:String} AND event_name = {event_name:String} AND dimension = {dimension_0:String} AND is_number = 0 AND bucket >= {cell_from_0:DateTime('UTC')} AND bucket < {cell_to_0:DateTime('UTC')}
 )
