@@ -4,7 +4,8 @@ The product's answers are those of `consumers.usage_reader`, with which `GET /v1
 others are plain SQL over `events`, as one would write it who has no rollups. Both run in turn over one connection,
 warm, with as many threads; both must give the same numbers. Ratios compare statement with statement; p99 is of the
 product's whole answer, with how far the workers are. An account-wide scan takes seconds: it runs as often as fits into
-`_RAW_S`, at least three times, the rest twenty times, and one customer's questions two hundred times.
+`_RAW_S`, at least three times, the rest twenty times, and one customer's questions two hundred times (twenty of few
+facts).
 
 One projection of facts is opt-in (sql/optional/usage_shapes.sql); it is switched on here, its storage is listed.
 """
@@ -129,7 +130,8 @@ def measure(
     for zone in ZONES:
         for question in questions(zone, largest, median):
             say(f"{question.title}, {zone}")
-            rows.append(_compared(store, settings, question, zone, threads))
+            runs = _RUNS if question.wide or facts <= FACTS_QUICK else _RUNS_OF_ONE
+            rows.append(_compared(store, settings, query_of(question, zone), question, threads=threads, runs=runs))
     storage = [
         {"table": table, "rows": held, "bytes_per_event": round(size / facts, 3)}
         for table, held, size in store.query(_STORAGE, {"database": settings.database}).rows
@@ -172,13 +174,20 @@ def query_table(queries: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _compared(store: Store, settings: Settings, question: Question, zone: str, threads: int) -> dict[str, Any]:
+def query_of(question: Question, zone: str) -> UsageQuery:
+    """The question to the product, about the local month."""
     start, end = (at.replace(tzinfo=ZoneInfo(zone)) for at in MONTH)
-    query = UsageQuery(account=ACCOUNT, feature=_FEATURE, start=start, end=end, zone=zone, **question.asked)
+    return UsageQuery(account=ACCOUNT, feature=_FEATURE, start=start, end=end, zone=zone, **question.asked)
+
+
+def _compared(
+    store: Store, settings: Settings, query: UsageQuery, question: Question, *, threads: int, runs: int
+) -> dict[str, Any]:
+    """One question asked of both in turn: a row of the results."""
     made = build(query, "sums", [_FEATURE], shapes=True)
     raw = _RAW.format(columns=question.columns, where=question.where, rest=question.rest)
-    bound = {"account": ACCOUNT, "feature": _FEATURE, "customer": query.customer or "", "start": start, "end": end}
-    bound |= {name: at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S") for name, at in (("start", start), ("end", end))}
+    bound = {"account": ACCOUNT, "feature": _FEATURE, "customer": query.customer or ""}
+    bound |= {name: f"{at:%Y-%m-%d %H:%M:%S}" for name, at in zip(("start", "end"), query.period, strict=True)}
     alike = {"max_threads": threads}
     reader = UsageReader(store, topic=settings.topic_events, partitions=settings.partitions)
 
@@ -188,7 +197,6 @@ def _compared(store: Store, settings: Settings, question: Question, zone: str, t
     told = [(row.events, row.value) for row in answer.rows]
     same = ours == others and told == [row[-2:] for row in ours]
 
-    runs = _RUNS if question.wide else _RUNS_OF_ONE
     times: dict[str, list[float]] = {"ours": [], "raw": [], "answer": []}
     for _ in range(runs):
         times["ours"].append(_timed(lambda: store.query(made.sql, made.parameters, alike)))
@@ -198,7 +206,7 @@ def _compared(store: Store, settings: Settings, question: Question, zone: str, t
     ms, raw_ms = (statistics.median(times[name]) * 1e3 for name in ("ours", "raw"))
     return {
         "title": question.title,
-        "zone": zone,
+        "zone": query.zone,
         "wide": question.wide,
         "rows": len(ours),
         "ms": round(ms, 3),
