@@ -39,14 +39,14 @@ _RUNS_OF_ONE: Final = 200
 _RAW_S: Final = 60.0
 _RAW_RUNS_MIN: Final = 3
 _MERGES_S: Final = 300.0
-_STORAGE: Final = """SELECT table, sum(rows) AS rows, sum(bytes_on_disk) AS bytes FROM
+_STORAGE: Final = """SELECT table, sum(rows) AS held, sum(bytes_on_disk) AS bytes FROM
 (
     SELECT table, rows, bytes_on_disk FROM system.parts WHERE database = {database:String} AND active
     UNION ALL
     SELECT concat('projection ', name), rows, bytes_on_disk FROM system.projection_parts
     WHERE database = {database:String} AND active
 )
-WHERE rows > 0 AND table != 'schema_versions' GROUP BY table ORDER BY bytes DESC"""
+WHERE table != 'schema_versions' GROUP BY table HAVING held > 0 ORDER BY bytes DESC"""
 
 _RAW: Final = """SELECT
     {columns}count() AS events,
