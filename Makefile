@@ -19,7 +19,7 @@ help:
 	@echo "make faults   an hour of faults under load, every number checked: MINUTES= SEED= EVENTS= (of a round) RATE= FAULTS= or QUICK=1"
 	@echo "make check    linters, types, the architecture's rules, the built wheel"
 	@echo "make format   format the code"
-	@echo "make bench    this worker beside Faust, Quix Streams, Flink and others on this machine: RUNS= EVENTS= ONLY= or QUICK=1"
+	@echo "make bench    this worker beside Faust, Quix Streams, Flink and others on this machine: RUNS= EVENTS= FACTS= ONLY= or QUICK=1"
 	@echo "make clean    remove the environment and all caches of this folder"
 
 demo: $(INSTALLED)
@@ -54,7 +54,7 @@ format: $(INSTALLED)
 # The first run makes environments for Quix Streams and Flink under build/ (1 GB); without a network their rows say so.
 # EVENTS counts here only when it is given: its default above is that of a round of faults.
 bench: $(INSTALLED)
-	$(BIN)/python tests/benchmarks/bench.py $(if $(QUICK),--quick) $(if $(RUNS),--runs $(RUNS)) \
+	$(BIN)/python tests/benchmarks/bench.py $(if $(QUICK),--quick) $(if $(RUNS),--runs $(RUNS)) $(if $(FACTS),--facts $(FACTS)) \
 		$(if $(findstring command,$(origin EVENTS)),--events $(EVENTS)) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 clean:

@@ -705,6 +705,7 @@ async def _publishing(settings: Settings) -> AsyncIterator[tuple[Publisher, int]
 @click.option("--dimension", multiple=True, help="Group by this dimension.")
 @click.option("--where", multiple=True, metavar="NAME=VALUE", help="Only events whose dimension has this value.")
 @click.option("--number", help="With --event-name: the number dimension to add up instead of the value.")
+@click.option("--top", help="With --group-by: only so many groups, those with the largest sum or count.")
 @click.option("--aggregation", help="sum, count, max, min, latest, unique or average; default: the feature's own.")
 @click.option("--source", type=click.Choice(["auto", "rollups", "facts"]), help="Where to read from; same numbers.")
 @click.option("--json", "fmt", flag_value="json", help="As JSON.")

@@ -407,6 +407,13 @@ def _check(table: str, keys: str, joins: tuple[_Join, ...], amount: str, **extra
 
 ROLLUPS: Final[tuple[RollupCheck, ...]] = (
     _check("usage_client_day", "account feature rev client_id entity_id day", (_METERS,), "quantity", latest=True),
+    _check(
+        "usage_client_edge_15m",
+        "account feature rev bucket client_id entity_id",
+        (_METERS,),
+        "quantity",
+        where="(account = '' OR toYYYYMM(timestamp + INTERVAL 14 HOUR) != toYYYYMM(timestamp - INTERVAL 12 HOUR))",
+    ),
     _check("usage_15m", "account feature rev bucket", (_METERS,), "quantity", latest=True),
     _check(
         "usage_dimension_15m",

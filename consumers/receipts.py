@@ -17,6 +17,7 @@ import msgspec
 
 from consumers.usage import decimal_text
 from consumers.usage_reader import Reader
+from consumers.windows import Period, beside_month_end
 from pipeline.event import ID_CHARS_MAX, id_hash, partition_of, readable_transaction_id
 from pipeline.ports import Record
 from pipeline.reject import RejectPosition
@@ -402,6 +403,8 @@ def _buckets(
         of = {"feature": feature.feature, "revision": feature.revision}
         yield cell_of(by_customer, table="usage_client_day", **of)
         yield cell_of(by_quarter, table="usage_15m", **of)
+        if beside_month_end(Period(cell, cell + _CELL)):
+            yield cell_of(by_customer, table="usage_client_edge_15m", start=cell, end=cell + _CELL, **of)
         if feature.distinct:
             yield cell_of(by_customer, table="usage_uniques_client_day", **of)
         for name, text, is_number in dimensions:

@@ -20,6 +20,7 @@ SOURCES: Final[tuple[Source, ...]] = ("auto", "rollups", "facts")
 
 WINDOWS_MAX: Final = 20_000  # two years of hours
 DIMENSIONS_MAX: Final = 8
+TOP_MAX: Final = 10_000
 DIMENSION_PREFIX: Final = "dimension:"
 _PLAIN_GROUPS: Final = ("customer", "entity", "feature", "event_name")
 _YEARS: Final = (1970, 2100)  # of event timestamps, contract §1
@@ -43,7 +44,8 @@ class UsageQuery:
     Neither `feature` nor `event_name`: every feature, each by its own aggregation. With `event_name` (or grouped by
     it and without a feature) events are counted as they were sent, mapped or not; `number` then takes a number
     dimension instead of the event's value. `where` keeps events whose string dimension has that value. `aggregation`
-    None: the feature's own, else sum. Raises UsageError.
+    None: the feature's own, else sum. `top`: only so many groups of one feature (or of events), those with the largest
+    sum or count, over the whole period. Raises UsageError.
     """
 
     account: str
@@ -60,6 +62,7 @@ class UsageQuery:
     zone: str = "UTC"
     aggregation: Aggregation | None = None
     source: Source = "auto"
+    top: int | None = None
 
     def __post_init__(self) -> None:
         _check_period(self.start, self.end)
@@ -93,12 +96,23 @@ class UsageQuery:
                 f"more than {WINDOWS_MAX} windows: ask for a shorter period or longer windows",
             )
         self._check_events()
+        self._check_top()
 
     def _check_events(self) -> None:
         if not self.by_events and self.number is not None:
             raise UsageError("number", "exclusive", "a number dimension is summed by event name, not by feature")
         if self.by_events and self.aggregation == "unique":
             raise UsageError("aggregation", "exclusive", "distinct values are counted by features only")
+
+    def _check_top(self) -> None:
+        if self.top is None:
+            return
+        if not 1 <= self.top <= TOP_MAX:
+            raise UsageError("top", "range", f"must lie between 1 and {TOP_MAX}")
+        if not self.group_by or self.granularity != "none":
+            raise UsageError("top", "exclusive", "needs group_by, and no granularity")
+        if self.feature is None and not self.by_events:
+            raise UsageError("top", "exclusive", "needs one feature, or events: sums of features are not compared")
 
     @property
     def by_events(self) -> bool:

@@ -25,10 +25,11 @@ _TEXTS: Final = (
     "aggregation",
     "source",
 )
-_OTHERS: Final = ("start", "end", "group_by", "dimension")
+_OTHERS: Final = ("start", "end", "group_by", "dimension", "top")
 _WHERE: Final = re.compile(r"filter\[(.+)\]", re.DOTALL)
 _DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
 _LOCAL: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?")
+_WHOLE: Final = re.compile(r"[0-9]{1,9}")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -41,6 +42,7 @@ def query_from(parameters: Mapping[str, Sequence[str]], account: str, now: datet
     """The question that the parameters ask, each a name with its values.
 
     feature | event_name, number, customer, entity, granularity, zone, aggregation, source: as in UsageQuery.
+    top: a whole number.
     start, end: RFC 3339, or a local date or time of the zone; by default from the start of the month until now.
     group_by: names separated by commas. dimension: a name to group by. filter[NAME]: the value a dimension must have.
     Raises UsageError.
@@ -56,6 +58,8 @@ def query_from(parameters: Mapping[str, Sequence[str]], account: str, now: datet
         text = _single(name, given)
         if found := _WHERE.fullmatch(name):
             where[found[1]] = text
+        elif name == "top":
+            values[name] = _number(name, text)
         elif name in _TEXTS:
             values[name] = text
         elif name not in _OTHERS:
@@ -91,6 +95,12 @@ def _single(name: str, given: Sequence[str]) -> str:
     if len(given[0]) > TEXT_CHARS_MAX:
         raise UsageError(name, "too_large", f"has {len(given[0])} characters; at most {TEXT_CHARS_MAX}")
     return given[0]
+
+
+def _number(name: str, text: str) -> int:
+    if not _WHOLE.fullmatch(text):
+        raise UsageError(name, "format", f"{text!r} is no whole number")
+    return int(text)
 
 
 def _instant(name: str, text: str, zone: ZoneInfo) -> datetime:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, Final, Protocol
 
 from consumers.usage import Aggregation, UsageError, UsageQuery, UsageResult, UsageRow, value_of, zone_of
-from consumers.usage_sql import FAMILIES, ROWS_MAX, build
+from consumers.usage_sql import FAMILIES, ROWS_MAX, SHAPES, build
 from consumers.windows import Period, window_from_date, window_from_start
 
 _READ_SETTINGS: Final = {"max_execution_time": 60, "max_bytes_before_external_group_by": 1 << 30}
@@ -32,6 +32,9 @@ _METERED: Final = """SELECT DISTINCT feature
 FROM usage_15m
 WHERE account = {account:String}
 ORDER BY feature"""
+_SHAPES: Final = """SELECT count() > 0 AS found
+FROM system.projections
+WHERE database = currentDatabase() AND table = 'events' AND name = {name:String}"""
 _WITHDRAWN: Final = """SELECT count() AS found
 FROM
 (
@@ -68,6 +71,7 @@ class UsageReader:
         self._store = store
         self._topic = topic
         self._partitions = partitions
+        self._shapes: bool | None = None
 
     def usage(self, query: UsageQuery, aggregations: Mapping[str, Aggregation] | None = None) -> UsageResult:
         """The answer, exact, whichever tables it comes from.
@@ -77,18 +81,25 @@ class UsageReader:
         """
         complete_until, lag_s = self.progress()
         chosen = self._chosen(query, aggregations)
+        if query.top is not None and any(a not in ("sum", "count") for _, a in chosen):
+            raise UsageError("top", "exclusive", f"groups are compared by sum or count, not by {chosen[0][1]}")
         withdrawn = any(a in ("max", "min", "latest") for _, a in chosen) and self._withdrawn(query.account)
+        shapes = bool(query.dimensions) and self._has_shapes()
         rows: list[UsageRow] = []
         tables: list[str] = []
         for family in dict.fromkeys(FAMILIES[a] for _, a in chosen):
             members = {f: a for f, a in chosen if FAMILIES[a] == family}
-            statement = build(query, family, sorted(f for f in members if f is not None), withdrawn=withdrawn)
+            features = sorted(f for f in members if f is not None)
+            statement = build(
+                query, family, features, withdrawn=withdrawn, shapes=shapes, count="count" in members.values()
+            )
             answer = self._store.query(statement.sql, statement.parameters, _READ_SETTINGS)
             if len(rows) + len(answer.rows) > ROWS_MAX:
                 raise UsageError("group_by", "too_large", f"more than {ROWS_MAX} rows: ask for less at once")
             rows.extend(_rows(query, answer, members))
             tables.extend(statement.read_from)
-        rows.sort(key=lambda row: (row.start, *row.group.values()))
+        if query.top is None:  # else they come by rank
+            rows.sort(key=lambda row: (row.start, *row.group.values()))
         return UsageResult(query, tuple(rows), complete_until, lag_s, tuple(dict.fromkeys(tables)))
 
     def progress(self) -> tuple[datetime | None, Decimal | None]:
@@ -114,6 +125,12 @@ class UsageReader:
         return [(f, query.aggregation or known.get(f, "sum")) for f in dict.fromkeys([*metered, *known])] or [
             ("", "sum")
         ]
+
+    def _has_shapes(self) -> bool:
+        """Whether facts have the projection; looked up once, since it only changes what an answer takes."""
+        if self._shapes is None:
+            self._shapes = bool(self._store.query(_SHAPES, {"name": SHAPES}).rows[0][0])
+        return self._shapes
 
     def _aggregations(self, account: str) -> dict[str, Aggregation]:
         return dict(self._store.query(_AGGREGATIONS, {"account": account}).rows)

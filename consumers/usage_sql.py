@@ -15,19 +15,32 @@ from datetime import timedelta
 from typing import Any, Final, Literal
 
 from consumers.usage import DIMENSION_PREFIX, Aggregation, UsageError, UsageQuery, zone_of
-from consumers.windows import CELL, DAY, Offsets, Period, months, offsets, rest, whole_cells
+from consumers.windows import (
+    CELL,
+    DAY,
+    Offsets,
+    Period,
+    beside_month_end,
+    covering,
+    months,
+    offsets,
+    rest,
+    whole_cells,
+    whole_month_cells,
+)
 
-Family = Literal["sums", "latest", "uniques"]
+Family = Literal["sums", "extremes", "latest", "uniques"]
 FAMILIES: Final[dict[Aggregation, Family]] = {
     "sum": "sums",
     "count": "sums",
     "average": "sums",
-    "max": "sums",
-    "min": "sums",
+    "max": "extremes",
+    "min": "extremes",
     "latest": "latest",
     "unique": "uniques",
 }
 ROWS_MAX: Final = 200_000  # of an answer; more is refused rather than cut
+_CHANGES_MAX: Final = 4  # of a zone's clock that are compared one by one, which costs less than a look-up
 _RANGES_MAX: Final = 64  # edges of months; past that the statement would be longer than the scan it spares
 
 # Neither smallest nor largest: what a row that takes something out contributes to them.
@@ -41,10 +54,22 @@ _ORDER: Final = (
     " + bitShiftLeft(toUInt256(epoch), 128) + bitShiftLeft(toUInt256(`partition`), 96)"
     " + bitShiftLeft(toUInt256(`offset`), 32) + line"
 )
+_STANDING: Final[tuple[Family, ...]] = ("extremes", "latest")  # what was withdrawn cannot be subtracted from them
+
+# The opt-in projection of facts (sql/optional): events of one customer with the same dimensions and features as one
+# row, for each quarter of an hour beside ends of UTC months and for all that lies between. The engine takes it only
+# for the very expressions that it was made of.
+SHAPES: Final = "usage_shapes"
+_SHAPES_CELL: Final = (
+    "if(toYYYYMM(timestamp + toIntervalHour(14)) != toYYYYMM(timestamp - toIntervalHour(12)),"
+    " toDateTime(toStartOfFifteenMinutes(timestamp), 'UTC'),"
+    " toDateTime(toStartOfMonth(timestamp), 'UTC') + toIntervalHour(12))"
+)
+_SHAPES_SUMS: Final = "sumForEach(CAST(`meters.quantity`, 'Array(Decimal(76, 9))'))"
 _STATES: Final[dict[Family, tuple[str, ...]]] = {
-    "sums": (
+    "sums": ("sum(n) AS events", "sum(quantity_sum) AS total"),
+    "extremes": (
         "sum(n) AS events",
-        "sum(quantity_sum) AS total",
         "min(quantity_min) AS smallest",
         "max(quantity_max) AS largest",
     ),
@@ -65,11 +90,17 @@ class Rollup:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where each part of the period is read: `cells` from `rollup`, `edges` from facts."""
+    """Where each part of the period is read: `cells` from `rollup`, `ends` from the rollup of the hours beside ends of
+    months, `shapes` from the projection, `edges` from facts. `taken`: what is in the cells and not in the period, to be
+    subtracted: from `ends` where `rollup_takes`, else from facts."""
 
     rollup: Rollup | None
     cells: tuple[Period, ...]
     edges: tuple[Period, ...]
+    ends: tuple[Period, ...] = ()
+    taken: tuple[Period, ...] = ()
+    rollup_takes: bool = False
+    shapes: tuple[Period, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +113,7 @@ class Statement:
 
 
 _USAGE_DAY: Final = Rollup("usage_client_day", DAY, "day", "Date")
+_USAGE_EDGE: Final = Rollup("usage_client_edge_15m", CELL, "bucket", "DateTime('UTC')")
 _USAGE_CELL: Final = Rollup("usage_15m", CELL, "bucket", "DateTime('UTC')")
 _USAGE_DIMENSION: Final = Rollup("usage_dimension_15m", CELL, "bucket", "DateTime('UTC')")
 _UNIQUES_DAY: Final = Rollup("usage_uniques_client_day", DAY, "day", "Date")
@@ -90,48 +122,115 @@ _EVENTS_CELL: Final = Rollup("events_15m", CELL, "bucket", "DateTime('UTC')")
 _EVENTS_DIMENSION: Final = Rollup("events_dimension_15m", CELL, "bucket", "DateTime('UTC')")
 
 
-def build(query: UsageQuery, family: Family, features: Sequence[str] = (), *, withdrawn: bool = False) -> Statement:
+def build(
+    query: UsageQuery,
+    family: Family,
+    features: Sequence[str] = (),
+    *,
+    withdrawn: bool = False,
+    shapes: bool = False,
+    count: bool = False,
+) -> Statement:
     """One statement for one family of aggregations.
 
     `features`: those it is about, unless the query counts events. `withdrawn`: whether corrections took something out
-    of this account. Columns: `window` (unless the granularity is none), the query's groups in order, `events`, and
-    the family's states. Raises UsageError when the query insists on rollups that cannot answer.
+    of this account. `shapes`: whether facts have that projection. `count`: `top` ranks by it, not by the sum. Columns:
+    `window` (unless the granularity is none), the query's groups in order, `events`, and the family's states. Raises
+    UsageError when the query insists on rollups that cannot answer.
     """
-    plan = make_plan(query, family, withdrawn=withdrawn)
-    if query.source == "rollups" and not plan.cells:
+    plan = make_plan(query, family, withdrawn=withdrawn, shapes=shapes)
+    if query.source == "rollups" and not plan.cells and not plan.shapes:
         raise UsageError("source", "range", "no rollup has whole cells for this; use source=auto or source=facts")
     parts = _Parts(query, family, tuple(features))
-    branches = [parts.rollup_branch(plan.rollup, plan.cells)] if plan.rollup and plan.cells else []
-    if plan.edges:
-        branches.append(parts.facts_branch(plan.edges, net=withdrawn and family != "uniques"))
-    tables = [plan.rollup.table] if plan.rollup and plan.cells else []
-    if plan.edges:
+    branches, tables = [], []
+    if plan.rollup and plan.cells:
+        branches.append(parts.rollup_branch(plan.rollup, plan.cells, "cell"))
+        tables.append(plan.rollup.table)
+    if plan.ends:
+        branches.append(parts.rollup_branch(_USAGE_EDGE, plan.ends, "end"))
+    if plan.taken and plan.rollup_takes:
+        branches.append(parts.rollup_branch(_USAGE_EDGE, plan.taken, "taken", sign="-"))
+    if plan.ends or (plan.taken and plan.rollup_takes):
+        tables.append(_USAGE_EDGE.table)
+    if plan.shapes:
+        branches += parts.shapes_branches(plan.shapes)
+    taken = () if plan.rollup_takes else plan.taken
+    if plan.edges or taken:
+        branches.append(parts.facts_branch(plan.edges, taken, net=withdrawn and family in _STANDING))
+    if plan.shapes or plan.edges or taken:
         tables += ["events", "corrections"] if withdrawn else ["events"]
-    return Statement(parts.outer(branches), parts.parameters, tuple(tables))
+    return Statement(parts.outer(branches, count=count), parts.parameters, tuple(tables))
 
 
-def make_plan(query: UsageQuery, family: Family, *, withdrawn: bool = False) -> Plan:
+def make_plan(query: UsageQuery, family: Family, *, withdrawn: bool = False, shapes: bool = False) -> Plan:
     """Cut the period into what a rollup has and what facts have to give."""
     period = query.period
-    rollup = None if query.source == "facts" else _rollup(query, family)
-    if rollup is None or (withdrawn and family != "uniques"):
-        return Plan(None, (), (period,))
-    zone = zone_of(query.zone)
-    clock = offsets(zone, period)
-    if rollup.cell == CELL and clock.on_cells:
-        pieces: tuple[Period, ...] = (period,)
-    elif query.granularity == "none" or (clock.offset_s == (0,) and query.granularity != "hour"):
-        pieces = (period,)
-    elif query.granularity == "month":
-        pieces = tuple(months(period, zone))
-    else:
-        return Plan(None, (), (period,))
-    inner = [whole_cells(piece, rollup.cell) for piece in pieces]
-    edges = [edge for piece, cells in zip(pieces, inner, strict=True) for edge in rest(piece, cells)]
-    cells = [found for found in inner if found is not None]
+    facts = Plan(None, (), (period,))
+    if query.source == "facts":
+        return facts
+    rollup = _rollup(query, family)
+    if rollup is None and shapes and _has_shapes(query, family):
+        inner = whole_month_cells(period)
+        return Plan(None, (), rest(period, inner), shapes=(inner,)) if inner else facts
+    if rollup is None or (withdrawn and family in _STANDING):
+        return facts
+    pieces = _pieces(query, rollup)
+    inner_cells = [whole_cells(piece, rollup.cell) for piece in pieces]
+    edges = [edge for piece, cells in zip(pieces, inner_cells, strict=True) for edge in rest(piece, cells)]
+    cells = [found for found in inner_cells if found is not None]
     if not cells or len(cells) + len(edges) > _RANGES_MAX:
-        return Plan(None, (), (period,))
+        return facts
+    if rollup is _USAGE_DAY and family in ("sums", "extremes"):
+        return _with_ends(query, family, cells, edges)
     return Plan(rollup, _joined(cells), _joined(edges))
+
+
+def _pieces(query: UsageQuery, rollup: Rollup) -> tuple[Period, ...]:
+    """The period in parts whose whole cells lie in one window each, or in windows that begin with cells; none where a
+    window has no whole cells."""
+    zone = zone_of(query.zone)
+    clock = offsets(zone, query.period)
+    if rollup.cell == CELL and clock.on_cells:
+        return (query.period,)
+    if query.granularity == "none" or (clock.offset_s == (0,) and query.granularity != "hour"):
+        return (query.period,)
+    return tuple(months(query.period, zone)) if query.granularity == "month" else ()
+
+
+def _with_ends(query: UsageQuery, family: Family, cells: Sequence[Period], edges: Sequence[Period]) -> Plan:
+    """What is left of days at the edges, read where that takes the least.
+
+    Of one customer, from facts, which are sorted by customer. Of all, from the rollup of the hours beside ends of
+    months, where it has them. Sums of a whole period may read one day more instead and subtract the rest of it.
+    """
+    days, ends, taken, facts = list(cells), list[Period](), list[Period](), list[Period]()
+    one = query.customer is not None
+    for edge in edges:
+        day = covering(edge, DAY)
+        other = Period(day.start, edge.start) if edge.end == day.end else Period(edge.end, day.end)
+        may_take = family == "sums" and query.granularity == "none"  # else a row could fall into another window
+        if (not one and _in_ends(edge)) or (one and not (may_take and _length(other) < _length(edge))):
+            (facts if one else ends).append(edge)
+        elif may_take and (one or _in_ends(other)):
+            days.append(day)
+            taken.append(other)
+        else:
+            facts.append(edge)
+    return Plan(_USAGE_DAY, _joined(days), _joined(facts), tuple(ends), tuple(taken), rollup_takes=not one)
+
+
+def _in_ends(period: Period) -> bool:
+    return whole_cells(period, CELL) == period and beside_month_end(period)
+
+
+def _length(period: Period) -> timedelta:
+    return period.end - period.start
+
+
+def _has_shapes(query: UsageQuery, family: Family) -> bool:
+    """Whether the projection has what is asked for. It knows no event names, and its cells are no windows."""
+    plain = query.event_name is None and "event_name" not in query.group_by and not query.by_events
+    return plain and bool(query.dimensions) and family == "sums" and query.granularity == "none"
 
 
 def _rollup(query: UsageQuery, family: Family) -> Rollup | None:
@@ -145,7 +244,7 @@ def _by_customer(query: UsageQuery) -> bool:
 
 
 def _event_rollup(query: UsageQuery, family: Family) -> Rollup | None:
-    if family != "sums":
+    if family not in ("sums", "extremes"):
         return None
     by_customer = _by_customer(query)
     dimensions = len(query.dimensions)
@@ -161,7 +260,7 @@ def _meter_rollup(query: UsageQuery, family: Family) -> Rollup | None:
         return None
     by_customer = _by_customer(query)
     if query.dimensions:
-        simple = len(query.dimensions) == 1 and not by_customer and family == "sums"
+        simple = len(query.dimensions) == 1 and not by_customer and family in ("sums", "extremes")
         return _USAGE_DIMENSION if simple else None
     if family == "uniques":
         return _UNIQUES_DAY
@@ -203,11 +302,15 @@ class _Parts:
                 self.parameters[f"value_{i}"] = query.where[dimension]
         if query.granularity != "none":
             clock: Offsets = offsets(zone_of(query.zone), query.period)
-            self.parameters["since"] = list(clock.since_s)
-            self.parameters["ahead"] = list(clock.offset_s)
+            self.clock = clock
+            if len(clock.since_s) > _CHANGES_MAX:
+                self.parameters |= {"since": list(clock.since_s), "ahead": list(clock.offset_s)}
+            elif clock.offset_s != (0,) or query.granularity == "hour":
+                self.parameters |= {f"since_{i}": at for i, at in enumerate(clock.since_s) if i}
+                self.parameters |= {f"ahead_{i}": ahead for i, ahead in enumerate(clock.offset_s)}
 
-    def outer(self, branches: Sequence[str]) -> str:
-        """Merge the branches by window and group."""
+    def outer(self, branches: Sequence[str], *, count: bool) -> str:
+        """Merge the branches by window and group; with `top` the largest by sum or `count` first."""
         keys = [*(["window"] if self.query.granularity != "none" else []), *self._group_names()]
         columns = [*keys, *_STATES[self.family]]
         source = "\n    UNION ALL\n".join(branches)
@@ -216,19 +319,21 @@ class _Parts:
             source = f"    SELECT {inner}, sum(n) AS n FROM\n    (\n{_indented(source)}\n    )\n    GROUP BY {inner}"
         lines = ["SELECT", ",\n".join(f"    {c}" for c in columns), "FROM", "(", source, ")"]
         if keys:
-            lines += [f"GROUP BY {', '.join(keys)}", f"ORDER BY {', '.join(keys)}"]
+            lines += [f"GROUP BY {', '.join(keys)}"]
+        if self.query.top is not None:
+            self.parameters["top"] = self.query.top
+            rank = "events" if count else "total"
+            return "\n".join([*lines, f"ORDER BY {rank} DESC, {', '.join(keys)}", "LIMIT {top:UInt32}"])
+        if keys:
+            lines += [f"ORDER BY {', '.join(keys)}"]
         return "\n".join([*lines, f"LIMIT {ROWS_MAX + 1}"])
 
-    def rollup_branch(self, rollup: Rollup, cells: Sequence[Period]) -> str:
-        """Whole cells from a rollup."""
+    def rollup_branch(self, rollup: Rollup, cells: Sequence[Period], prefix: str, sign: Literal["", "-"] = "") -> str:
+        """Whole cells from a rollup, to be added, or to be subtracted from sums."""
         columns = self._keys(rollup.column)
         states = {
-            "sums": [
-                "events AS n",
-                "total AS quantity_sum",
-                "min_value AS quantity_min",
-                "max_value AS quantity_max",
-            ],
+            "sums": [f"{sign}events AS n", f"{sign}total AS quantity_sum"],
+            "extremes": ["events AS n", "min_value AS quantity_min", "max_value AS quantity_max"],
             "latest": ["events AS n", "latest AS quantity_latest"],
             "uniques": ["distinct_hash", "events AS n"],
         }[self.family]
@@ -243,14 +348,55 @@ class _Parts:
             where.append("dimension = {dimension_0:String}")
         if "value_0" in self.parameters:
             where.append(f"{value} = {{value_0:String}}")
-        where.append(self._ranges(rollup.column, rollup.type, cells, "cell"))
+        where.append(self._ranges(rollup.column, rollup.type, cells, prefix))
         return _select([*columns, *states], rollup.table, where)
 
-    def facts_branch(self, periods: Sequence[Period], *, net: bool) -> str:
-        """Rows of facts and corrections; `net`: only those that nothing took out, as smallest and largest need."""
-        source = self._signed_rows(periods)
+    def shapes_branches(self, periods: Sequence[Period]) -> list[str]:
+        """Cells of the projection, and the corrections of the same time."""
+        groups = self._keys("timestamp")
+        plain = [column for column in ("client_id", "entity_id") if any(g.startswith(f"{column} AS") for g in groups)]
+        texts = [f"{self._text(i)} AS dimension_text_{i}" for i in range(len(self.dimensions))]
+        where = ["account = {account:String}", "kind = 'delta'", *self._customer()]
+        where.append("hasAny(`meters.feature`, {features:Array(String)})")
+        where += [f"{self._at(i)} > 0" for i in range(len(self.dimensions))]
+        where += [
+            f"{self._text(i)} = {{value_{i}:String}}"
+            for i in range(len(self.dimensions))
+            if f"value_{i}" in self.parameters
+        ]
+        where.append(self._ranges(_SHAPES_CELL, "DateTime('UTC')", periods, "shape"))
+        keys = [*plain, "`meters.feature`", *(f"dimension_text_{i}" for i in range(len(self.dimensions)))]
+        selected = [*plain, "`meters.feature`", *texts, "count() AS n", f"{_SHAPES_SUMS} AS quantities"]
+        inner = f"{_select(selected, 'events', where)}\n    GROUP BY {', '.join(keys)}"
+        columns = [g.replace("dims.text[dimension_at_", "dimension_text_").replace("] AS", " AS") for g in groups]
+        cells = (
+            f"    SELECT {', '.join([*columns, 'toInt64(n) AS n', 'quantity AS quantity_sum'])}\n    FROM\n    (\n"
+            f"{_indented(inner)}\n    )\n    ARRAY JOIN `meters.feature` AS feature, quantities AS quantity"
+            "\n    WHERE feature IN {features:Array(String)}"
+        )
+        return [cells, self._measured_rows(self._rows_of("corrections", periods, (), "corrected"))]
+
+    def _at(self, i: int) -> str:
+        return (
+            f"arrayFirstIndex((name, is_number) -> name = {{dimension_{i}:String}} AND is_number = 0,"
+            " `dims.name`, `dims.is_number`)"
+        )
+
+    def _text(self, i: int) -> str:
+        return f"`dims.text`[{self._at(i)}]"
+
+    def facts_branch(self, periods: Sequence[Period], taken: Sequence[Period], *, net: bool) -> str:
+        """Rows of facts and corrections of `periods`, and those of `taken` with the other sign; `net`: only those that
+        nothing took out, as smallest and largest need."""
+        rows = [self._rows_of(table, periods, taken, "edge") for table in ("events", "corrections")]
+        if self.family == "sums":  # most rows are facts, whose sign need not be multiplied with
+            return f"{self._measured_rows(rows[0], signed=bool(taken))}\n    UNION ALL\n{self._measured_rows(rows[1])}"
+        source = "\n    UNION ALL\n".join(rows)
         if net:
             source = self._standing_rows(source)
+        return self._measured_rows(source)
+
+    def _measured_rows(self, source: str, *, signed: bool = True) -> str:
         where = []
         amount = "value"
         joins = ""
@@ -265,11 +411,11 @@ class _Parts:
             amount = "dims.number[number_at]"
         if self.family == "uniques":
             where.append("distinct_hash != 0")
-        columns = [*self._keys("timestamp"), *self._fact_states(amount)]
+        columns = [*self._keys("timestamp"), *self._fact_states(amount, signed=signed)]
         text = f"    SELECT {', '.join(columns)}\n    FROM\n    (\n{_indented(source)}\n    ){joins}"
         return text + (f"\n    WHERE {' AND '.join(where)}" if where else "")
 
-    def _fact_states(self, amount: str) -> list[str]:
+    def _fact_states(self, amount: str, *, signed: bool) -> list[str]:
         if self.family == "uniques":
             return ["distinct_hash", "toInt64(sign) AS n"]
         if self.family == "latest":
@@ -277,14 +423,16 @@ class _Parts:
                 "toInt64(sign) AS n",
                 f"initializeAggregation('argMaxState', {amount}, {_ORDER}) AS quantity_latest",
             ]
+        if self.family == "sums":
+            return ["toInt64(sign) AS n", f"toDecimal256({amount}, 9){' * sign' if signed else ''} AS quantity_sum"]
         return [
             "toInt64(sign) AS n",
-            f"toDecimal256({amount}, 9) * sign AS quantity_sum",
             f"if(sign > 0, {amount}, {_NO_MINIMUM}) AS quantity_min",
             f"if(sign > 0, {amount}, {_NO_MAXIMUM}) AS quantity_max",
         ]
 
-    def _signed_rows(self, periods: Sequence[Period]) -> str:
+    def _rows_of(self, table: str, periods: Sequence[Period], taken: Sequence[Period], prefix: str) -> str:
+        """Rows of facts (sign 1) or corrections."""
         columns = (
             "client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`,"
             " `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`,"
@@ -313,14 +461,12 @@ class _Parts:
         ]
         if self.query.number is not None:
             where.append("number_at > 0")
-        where.append(self._ranges("timestamp", "DateTime64(6, 'UTC')", periods, "edge"))
-        selected = ", ".join([columns, *extra])
-        return "\n    UNION ALL\n".join(
-            (
-                _select([selected, "toInt8(1) AS sign"], "events", where),
-                _select([selected, "sign"], "corrections", where),
-            )
-        )
+        instant = "DateTime64(6, 'UTC')"
+        where.append(self._ranges("timestamp", instant, [*periods, *taken], prefix))
+        sign = "toInt8(1)" if table == "events" else f"{table}.sign"
+        if taken:
+            sign = f"if({self._ranges('timestamp', instant, taken, 'taken')}, toInt8(-{sign}), {sign})"
+        return _select([", ".join([columns, *extra]), f"{sign} AS sign"], table, where)
 
     def _standing_rows(self, source: str) -> str:
         """Rows that stand after corrections: those put in oftener than taken out, by position and content."""
@@ -357,13 +503,27 @@ class _Parts:
         """Hours by their first instant, days and months by their local date."""
         instant = "toDateTime(day, 'UTC')" if column == "day" else column
         at = f"toInt64(toUnixTimestamp({instant}))"
-        since = f"roundDown({at}, {{since:Array(Int64)}})"
-        ahead = f"transform({since}, {{since:Array(Int64)}}, {{ahead:Array(Int64)}})"
+        since, ahead = self._changes(at)
         local = f"{at} + {ahead}"
         if self.query.granularity == "hour":
             return f"toDateTime(greatest(intDiv({local}, 3600) * 3600 - {ahead}, {since}), 'UTC')"
         day = f"toDate(toDateTime({local}, 'UTC'))"
+        if self.clock.offset_s == (0,):
+            day = "day" if column == "day" else f"toDate({column})"
         return day if self.query.granularity == "day" else f"toStartOfMonth({day})"
+
+    def _changes(self, at: str) -> tuple[str, str]:
+        """When the clock was last changed before the instant `at`, and how far ahead of UTC it is since."""
+        number = len(self.clock.since_s)
+        if number > _CHANGES_MAX:
+            since = f"roundDown({at}, {{since:Array(Int64)}})"
+            return since, f"transform({since}, {{since:Array(Int64)}}, {{ahead:Array(Int64)}})"
+        if number == 1:
+            return "toInt64(0)", "{ahead_0:Int64}"
+        tests = [(f"{at} >= {{since_{i}:Int64}}", i) for i in range(number - 1, 0, -1)]
+        since = ", ".join(f"{test}, {{since_{i}:Int64}}" for test, i in tests)
+        ahead = ", ".join(f"{test}, {{ahead_{i}:Int64}}" for test, i in tests)
+        return f"multiIf({since}, toInt64(0))", f"multiIf({ahead}, {{ahead_0:Int64}})"
 
     def _subject(self) -> list[str]:
         if not self.query.by_events:

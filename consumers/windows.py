@@ -15,6 +15,8 @@ GRANULARITIES: Final[tuple[Granularity, ...]] = ("none", "hour", "day", "month")
 
 CELL: Final = timedelta(minutes=15)  # the finest rollup; every zone's hours begin on one
 DAY: Final = timedelta(days=1)
+BEFORE_MONTH_END: Final = timedelta(hours=14)  # a month begins there first (UTC+14) ...
+AFTER_MONTH_END: Final = timedelta(hours=12)  # ... and there last (UTC-12)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND: Final = timedelta(seconds=1)
 
@@ -100,6 +102,25 @@ def whole_cells(period: Period, cell: timedelta) -> Period | None:
     return Period(start, end) if start < end else None
 
 
+def beside_month_end(period: Period) -> bool:
+    """Whether the period lies where one UTC month's end is a month's end in some zone."""
+    return period.end <= _month_start(period.start + BEFORE_MONTH_END) + AFTER_MONTH_END
+
+
+def whole_month_cells(period: Period) -> Period | None:
+    """The largest part of the period made of quarters of an hour beside ends of UTC months and of all that lies between
+    two such ends, which is one cell; None when it has none."""
+    quarters = whole_cells(period, CELL)
+    if quarters is None:
+        return None
+    start, end = quarters
+    first, last = (_month_start(at + BEFORE_MONTH_END) for at in quarters)
+    if start > first + AFTER_MONTH_END:
+        start = _month_start(first + 31 * DAY) - BEFORE_MONTH_END
+    end = min(end, last + AFTER_MONTH_END)
+    return Period(start, end) if start < end else None
+
+
 def covering(period: Period, cell: timedelta) -> Period:
     """The smallest period of whole cells of UTC that holds this one."""
     start = _EPOCH + (period.start - _EPOCH) // cell * cell
@@ -120,6 +141,10 @@ def count_at_most(period: Period, granularity: Granularity) -> int:
     shortest = {"none": None, "hour": timedelta(minutes=30), "day": timedelta(hours=20), "month": timedelta(days=27)}
     step = shortest[granularity]
     return 1 if step is None else (period.end - period.start) // step + 2
+
+
+def _month_start(at: datetime) -> datetime:
+    return at.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
 def _change(zone: ZoneInfo, before: datetime, after: datetime) -> datetime:

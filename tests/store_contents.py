@@ -13,6 +13,7 @@ TARGETS = (
     "events",
     "event_ids",
     "usage_client_day",
+    "usage_client_edge_15m",
     "usage_15m",
     "usage_dimension_15m",
     "usage_uniques_client_day",

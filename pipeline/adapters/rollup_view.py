@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 #: Rollups that every block marks, with the column that holds the mark's name and the one that holds its month.
 MARKED: Final = {
     "usage_client_day": ("feature", "day"),
+    "usage_client_edge_15m": ("feature", "bucket"),
     "usage_15m": ("feature", "bucket"),
     "usage_dimension_15m": ("feature", "bucket"),
     "usage_uniques_client_day": ("feature", "day"),

@@ -55,12 +55,24 @@ from bench_events import Event, events  # noqa: E402
 from bench_figures import CEILINGS, medians, ratios, table, verdicts  # noqa: E402
 from bench_growth import Growth, growth_figures, growth_medians  # noqa: E402
 from bench_latency import Latency, countable_figure  # noqa: E402
-from bench_place import COMPETITOR_CORES, OTHER_CORES, PEERS, BenchError, Place, Timed, differences  # noqa: E402
+from bench_place import (  # noqa: E402
+    ALL_CORES,
+    COMPETITOR_CORES,
+    OTHER_CORES,
+    PEERS,
+    BenchError,
+    Place,
+    Timed,
+    differences,
+)
+from bench_queries import FACTS, FACTS_QUICK  # noqa: E402
+from bench_queries import measure as measure_queries  # noqa: E402
 from confluent_kafka import KafkaException  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markdown import Markdown  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
 
+from pipeline.adapters.clickhouse import Store  # noqa: E402
 from pipeline.ports import StoreError, StoreUnavailable  # noqa: E402
 
 RESULTS: Final = _HERE / "results" / "bench.json"
@@ -79,7 +91,7 @@ _PACKAGES: Final = (
     "chdb",
     "pyarrow",
 )
-PARTS: Final = ("growth", "latency")
+PARTS: Final = ("growth", "latency", "queries")
 _OTHER_PACKAGES: Final = (QUIX[0], FLINK[0], *FASTAPI[:2])  # of environments of their own
 _console = Console(stderr=True)  # standard output is for the results
 
@@ -346,7 +358,7 @@ def all_runs(place: Place, competitors: Sequence[Competitor], options: argparse.
     with Progress(*columns, console=_console) as progress:
         task = progress.add_task("making events", total=len(plan))
         numbers = {one.name: max(_EVENTS_MIN, int(options.events * one.share)) for one in competitors}
-        sent = list(events(max(numbers.values())))
+        sent = list(events(max(numbers.values(), default=0)))
         for run, size, one in plan:
             progress.update(task, description=f"run {run}, {one.name}, records of {size}")
             row = measure(place, one, sent[: numbers[one.name]], size, run)
@@ -356,24 +368,45 @@ def all_runs(place: Place, competitors: Sequence[Competitor], options: argparse.
             yield row
 
 
-def main() -> None:
-    """The program."""
+def ask_queries(place: Place, facts: int) -> dict[str, Any]:
+    """Questions over so many facts in a database of their own, with the engine on all cores."""
+    settings = place.fresh("bench.queries", "queries")
+    store = Store(settings)
+    try:
+        with place.engine_everywhere() as engine_cpu_s:
+            return measure_queries(
+                store, settings, facts, threads=len(ALL_CORES), engine_cpu_s=engine_cpu_s, say=_console.print
+            )
+    finally:
+        store.close()
+        place.drop(settings.database)
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few events, one run: does it work, not how fast")
     parser.add_argument("--runs", type=int, help="of each competitor; default 3")
     parser.add_argument("--events", type=int, help=f"of the fast competitors; default {_EVENTS:,}")
     names = ",".join([*(one.name for one in COMPETITORS), *PARTS])
     parser.add_argument("--only", default="", metavar="NAMES", help=f"of {names}")
+    parser.add_argument("--facts", type=int, help=f"that are asked about by queries; default {FACTS:,}")
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
     parser.add_argument("--record", action="store_true", help="keep the results in tests/benchmarks/results")
     options = parser.parse_args()
     if options.record and (options.quick or options.only):
         parser.error("what is kept is a whole run: --record goes with neither --quick nor --only")
+    return options
+
+
+def main() -> None:
+    """The program."""
+    options = _options()
     options.runs = options.runs or (1 if options.quick else 3)
     options.events = options.events or (_EVENTS_QUICK if options.quick else _EVENTS)
+    options.facts = options.facts or (FACTS_QUICK if options.quick else FACTS)
     competitors, wanted = chosen(options.only)
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
-    facts, runs, parts = machine(), [], {}
+    facts, runs, parts, failed = machine(), [], {}, False
     results = document(runs, facts, options, parts)
 
     def kept(name: str = "", part: dict[str, Any] | None = None) -> None:
@@ -392,10 +425,16 @@ def main() -> None:
             grow(place, options, partial(kept, "growth"))
         if "latency" in wanted:
             kept("latency", wait(place, options, results))
+        if "queries" in wanted:
+            try:
+                kept("queries", ask_queries(place, options.facts))
+            except (StoreError, StoreUnavailable) as error:
+                failed = True
+                _console.print(f"queries: {error}", markup=False)
     if options.record:
         keep(results, RESULTS)
     measured = [*runs, *(row for part in parts.values() for row in part.get("measurements", part["rows"]))]
-    if any("note" in run for run in measured):
+    if failed or any("note" in run for run in measured):
         _console.print(f"logs are kept in {folder}")
     else:
         shutil.rmtree(folder)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from bench_queries import query_table
+
 CEILINGS: Final = ("read", "decode", "msgspec", "insert")
 TITLES: Final = {
     "worker": "**this worker**: dedup, mapping, facts and all rollups",
@@ -51,6 +53,9 @@ TARGETS: Final = (
     Target("countable_p99_s", "from the HTTP answer to countable at half load, p99, seconds", most=1),
     Target("dedup_bytes_per_id", "the table on disk, bytes an id, compacted", most=32),
     Target("worker_rss_bytes_50m", "the worker's memory with 50 million ids, at most, bytes", most=1 << 30),
+    Target("usage_query_vs_raw", "account-wide usage of a month against facts, the slowest question", 20),
+    Target("usage_customer_vs_raw", "one customer's usage of a month against facts, the slowest question", 0.91),
+    Target("usage_customer_20ms_vs_p99", "20 ms against the p99 of those answers (larger is better)", 1),
 )
 
 
@@ -141,7 +146,7 @@ def table(document: Mapping[str, Any]) -> str:
     doors = [row for row in rows if row["name"].startswith(("api", "fastapi"))]
     if doors:
         lines += ["", "Doors, acknowledged by the broker before the answer:", "", *_doors(doors)]
-    for name, part in (("growth", growth_table), ("latency", latency_table)):
+    for name, part in (("growth", growth_table), ("latency", latency_table), ("queries", query_table)):
         if name in document:
             lines += ["", *part(document[name])]
     lines += ["", "| target | wanted | measured | |", "|---|--:|--:|---|"]

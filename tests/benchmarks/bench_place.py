@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,9 +32,9 @@ from pipeline.settings import Settings
 ROOT: Final = Path(__file__).resolve().parents[2]
 PEERS: Final = Path(__file__).resolve().parent / "peers"
 PARTITIONS: Final = 6  # the product's default
-_ALL_CORES: Final = sorted(os.sched_getaffinity(0))
-COMPETITOR_CORES: Final = frozenset(_ALL_CORES[:1])
-OTHER_CORES: Final = frozenset(_ALL_CORES[1:] or _ALL_CORES)
+ALL_CORES: Final = sorted(os.sched_getaffinity(0))
+COMPETITOR_CORES: Final = frozenset(ALL_CORES[:1])
+OTHER_CORES: Final = frozenset(ALL_CORES[1:] or ALL_CORES)
 _LOOK_S: Final = 0.1  # more often, and the broker is busy with answering
 _IDLE_S: Final = 60.0
 _NO_COORDINATOR: Final = ("NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS", "_TIMED_OUT")
@@ -90,7 +90,7 @@ class Place:
             consumer.close()
         self._store.close()
         self._services.stop()
-        os.sched_setaffinity(0, _ALL_CORES)
+        os.sched_setaffinity(0, ALL_CORES)
 
     # -- data
 
@@ -363,6 +363,16 @@ class Place:
         """Removes a run's tables."""
         self.command(f"DROP DATABASE IF EXISTS {database} SYNC")
 
+    @contextmanager
+    def engine_everywhere(self) -> Iterator[Callable[[], float]]:
+        """The engine on all cores, for what is about itself alone; gives its processor seconds so far."""
+        engine = psutil.Process(self._services.pids()["clickhouse"])
+        _pin(engine, ALL_CORES)
+        try:
+            yield lambda: _cpu_s(engine)
+        finally:
+            _pin(engine, OTHER_CORES)
+
     def _until_idle(self) -> None:
         """Waits until broker and engine have done what the former run left them; not for ever."""
         processes = [psutil.Process(pid) for pid in self._services.pids().values()]
@@ -464,6 +474,13 @@ class Watch:
         family = _family(self._processes["competitor"])
         rss = sum(_or_zero(lambda one=one: one.memory_info().rss) for one in family)
         return Timed(seconds, cpu_s, int(rss) >> 20, sum(map(_rss_peak, family)) >> 20)
+
+
+def _pin(process: psutil.Process, cores: Collection[int]) -> None:
+    """All threads of it; those that it starts later inherit the cores."""
+    for thread in process.threads():
+        with suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(thread.id, cores)
 
 
 def _family(process: psutil.Process) -> list[psutil.Process]:

@@ -8,6 +8,7 @@ import pytest
 from bench_events import DUPLICATES, envelopes, events, expected
 from bench_figures import medians, ratios, table, verdicts
 from bench_place import differences
+from bench_queries import outcome
 from bench_report import BEGIN, END, bars, plot, put_in
 
 _MACHINE = {
@@ -124,6 +125,33 @@ def test_the_table_has_a_row_for_each_and_says_why_one_has_no_figures() -> None:
     assert any("2,340 | 42.1 |" in line and "ids 1 instead of 2" in line for line in lines)
     assert any(line.startswith("| Apache Flink") and line.endswith("| Java 17 is missing |") for line in lines)
     assert all(line.count("|") == 10 for line in lines if line.startswith(("| Apache", "| textbook")))
+
+
+def _asked(title: str, ratio: float, p99_ms: float, *, wide: bool) -> dict[str, Any]:
+    times = {"ms": 10.0, "raw_ms": ratio * 10, "ratio": ratio, "p99_ms": p99_ms, "runs": 20, "raw_runs": 3}
+    return {"title": title, "zone": "UTC", "wide": wide, "read_from": ["events"], "checked": "same", **times}
+
+
+def test_the_slowest_question_counts_and_questions_of_one_customer_are_judged_apart() -> None:
+    """A slow answer about everybody is no miss of the 20 ms, a ratio of one customer none of the 20 times."""
+    rows = [
+        _asked("all", 31.0, 400.0, wide=True),
+        _asked("top", 24.0, 900.0, wide=True),
+        _asked("largest", 1.5, 10.0, wide=False),
+        _asked("median", 0.8, 40.0, wide=False),
+    ]
+    found = outcome(rows)
+    assert found["ratios"] == {
+        "usage_query_vs_raw": 24.0,
+        "usage_customer_vs_raw": 0.8,
+        "usage_customer_20ms_vs_p99": 0.5,
+    }
+    assert found["figures"] == {"usage_customer_p99_ms": 40.0}
+    storage = [{"table": "events", "rows": 1000, "bytes_per_event": 117.25}]
+    queries = {"facts": 1000, "threads": 2, "rows": rows, "storage": storage, "load": {"seconds": 3, "engine_us": 5.25}}
+    lines = table({**_document([]), "queries": queries}).splitlines()
+    assert "| all | UTC | 310.0 | 10.0 | 31 | 400.0 | 20 (3) | events | same |" in lines
+    assert "| events | 1,000 | 117.25 |" in lines
 
 
 def test_the_table_takes_the_place_of_the_one_before() -> None:

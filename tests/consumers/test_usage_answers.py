@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from functools import cache
@@ -10,11 +10,13 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from stored_events import StoredEvent, insert_block, random_events
+from stored_events import StoredEvent, fresh_store, insert_block, random_events
 
 from consumers.usage import UsageError, UsageQuery
 from consumers.usage_reader import UsageReader
+from consumers.usage_sql import build
 from pipeline.adapters.clickhouse import Store
+from pipeline.migrate import sql_dir
 
 ZONES = ("UTC", "America/New_York", "Asia/Kolkata", "Asia/Kathmandu", "Australia/Lord_Howe")
 AGGREGATIONS = ("sum", "count", "max", "min", "latest", "unique", "average")
@@ -98,6 +100,108 @@ def test_a_withdrawn_event_leaves_every_aggregate(store: Store) -> None:
         answer = reader.usage(UsageQuery(**asked), {name: name for name in AGGREGATIONS})
         found = {(row.start, tuple(row.group.items())): (row.events, row.value) for row in answer.rows}
         assert found == _expected(asked, kept)
+
+
+MONTH_ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Pacific/Kiritimati", "Etc/GMT+12")
+
+
+@pytest.mark.parametrize("voided", [False, True], ids=["nothing withdrawn", "a third withdrawn"])
+def test_local_months_agree_wherever_they_are_read(fresh: Store, *, voided: bool) -> None:
+    """By customer, by dimension of customers and by two dimensions: cells beside the ends of months, what is subtracted
+    there, and the opt-in projection give what facts give, and so does plain Python."""
+    first = datetime(2024, 9, 28, tzinfo=UTC)
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    events = random_events(seed, 900, "acme", first, 38)
+    insert_block(fresh, events[:500], start=0, end=72)
+    _add_shapes(fresh)
+    insert_block(fresh, events[500:], start=72, end=1000)
+    kept = events
+    if voided:
+        targets = ", ".join(f"({e.offset}, {e.line})" for e in events[::3])
+        fresh.command(
+            "INSERT INTO corrections SELECT *, -1, 'void', epoch, partition, offset, line, 'test', append_time"
+            f" FROM events WHERE (offset, line) IN ({targets})"
+        )
+        kept = [e for i, e in enumerate(events) if i % 3]
+    reader = UsageReader(fresh, topic="tally.events", partitions=1)
+    read: set[str] = set()
+    groups: tuple[dict[str, Any], ...] = (
+        {"group_by": ("customer",)},
+        {"group_by": ("customer", "entity"), "granularity": "month"},
+        {"customer": "anna"},
+        {"group_by": ("customer",), "where": {"model": "a"}},
+        {"group_by": ("customer", "dimension:region", "dimension:model")},
+        {"customer": "ben", "group_by": ("dimension:region",)},
+    )
+    for zone in MONTH_ZONES:
+        at = ZoneInfo(zone)
+        start, end = datetime(2024, 10, 1, tzinfo=at), datetime(2024, 11, 1, tzinfo=at)
+        # also one that begins within a cell, and one that begins in the midst of the month
+        begins = (start, start + timedelta(minutes=7), start + timedelta(days=9, hours=3))
+        for i, group in enumerate(groups):
+            for begin in (start, begins[1 + i % 2]):
+                asked = {"account": "acme", "feature": "sum", "start": begin, "end": end, "zone": zone, **group}
+                if i == 0:  # all aggregations, beside ends of months
+                    del asked["feature"]
+                expected = _expected(asked, kept)
+                for source in ("auto", "facts"):
+                    answer = reader.usage(UsageQuery(**asked, source=source), {name: name for name in AGGREGATIONS})
+                    found = {(row.start, tuple(row.group.items())): (row.events, row.value) for row in answer.rows}
+                    assert found == expected, f"seed {seed}, {source}: {asked}"
+                    read.update(answer.read_from)
+    assert {"usage_client_edge_15m", "usage_client_day", "events"} <= read
+
+
+def test_the_projection_is_what_the_engine_reads(fresh: Store) -> None:
+    """The statement is made of the very expressions of the projection, else the engine would not take it."""
+    first = datetime(2024, 9, 28, tzinfo=UTC)
+    insert_block(fresh, random_events(1, 300, "acme", first, 38), start=0, end=72)
+    _add_shapes(fresh)
+    at = ZoneInfo("Europe/Berlin")
+    query = UsageQuery(
+        account="acme",
+        feature="sum",
+        start=datetime(2024, 10, 1, tzinfo=at),
+        end=datetime(2024, 11, 1, tzinfo=at),
+        group_by=("customer",),
+        where={"model": "a"},
+    )
+    made = build(query, "sums", ["sum"], shapes=True)
+    plan = fresh.query(f"EXPLAIN projections = 1 {made.sql}", made.parameters)
+    text = "\n".join(line for (line,) in plan.rows)
+    assert "usage_shapes" in text, text
+
+
+def test_the_largest_come_first(fresh: Store) -> None:
+    """By sum or by count, only so many; other aggregations are refused."""
+    first = datetime(2024, 9, 28, tzinfo=UTC)
+    events = random_events(11, 400, "acme", first, 38)
+    insert_block(fresh, events, start=0, end=72)
+    reader = UsageReader(fresh, topic="tally.events", partitions=1)
+    for aggregation in ("sum", "count"):
+        asked = _query(first, feature="sum", group_by=("customer",), aggregation=aggregation)
+        ranked = sorted(_expected(asked, events).items(), key=lambda item: -(item[1][1] or 0))
+        answer = reader.usage(UsageQuery(**asked, top=2))
+        assert [(row.group["customer"], row.value) for row in answer.rows] == [
+            (dict(group)["customer"], value) for (_, group), (_, value) in ranked[:2]
+        ]
+    with pytest.raises(UsageError, match="by sum or count"):
+        reader.usage(UsageQuery(**{**asked, "aggregation": "average"}, top=2))
+
+
+@pytest.fixture
+def fresh(clickhouse_url: str) -> Iterator[Store]:
+    """A database of the test's own, since facts get a projection."""
+    made = fresh_store(clickhouse_url)
+    yield made
+    made.close()
+
+
+def _add_shapes(store: Store) -> None:
+    for statement in (sql_dir() / "optional" / "usage_shapes.sql").read_text().split(";\n"):
+        if statement.strip():
+            store.command(statement, settings={"mutations_sync": 1})
 
 
 def _query(first: datetime, **changes: Any) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from datetime import UTC, datetime
 from itertools import pairwise
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -29,8 +31,9 @@ def test_a_month_of_one_customer_in_new_york() -> None:
         "account": "acme",
         "features": ["tokens"],
         "customer": "anna",
-        "since": [0, 1710054000],
-        "ahead": [-18000, -14400],
+        "since_1": 1710054000,
+        "ahead_0": -18000,
+        "ahead_1": -14400,
         "cell_from_0": "2024-03-02",
         "cell_to_0": "2024-04-01",
         "edge_from_0": "2024-03-01 05:00:00.000000",
@@ -43,23 +46,27 @@ def test_a_month_of_one_customer_in_new_york() -> None:
         == """SELECT
     window,
     sum(n) AS events,
-    sum(quantity_sum) AS total,
-    min(quantity_min) AS smallest,
-    max(quantity_max) AS largest
+    sum(quantity_sum) AS total
 FROM
 (
-    SELECT toStartOfMonth(toDate(toDateTime(toInt64(toUnixTimestamp(toDateTime(day, 'UTC'))) + transform(roundDown(toInt64(toUnixTimestamp(toDateTime(day, 'UTC'))), {since:Array(Int64)}), {since:Array(Int64)}, {ahead:Array(Int64)}), 'UTC'))) AS window, events AS n, total AS quantity_sum, min_value AS quantity_min, max_value AS quantity_max
+    SELECT toStartOfMonth(toDate(toDateTime(toInt64(toUnixTimestamp(toDateTime(day, 'UTC'))) + multiIf(toInt64(toUnixTimestamp(toDateTime(day, 'UTC'))) >= {since_1:Int64}, {ahead_1:Int64}, {ahead_0:Int64}), 'UTC'))) AS window, events AS n, total AS quantity_sum
     FROM usage_client_day
     WHERE account = {account:String} AND feature IN {features:Array(String)} AND client_id = {customer:String} AND day >= {cell_from_0:Date} AND day < {cell_to_0:Date}
     UNION ALL
-    SELECT toStartOfMonth(toDate(toDateTime(toInt64(toUnixTimestamp(timestamp)) + transform(roundDown(toInt64(toUnixTimestamp(timestamp)), {since:Array(Int64)}), {since:Array(Int64)}, {ahead:Array(Int64)}), 'UTC'))) AS window, toInt64(sign) AS n, toDecimal256(quantity, 9) * sign AS quantity_sum, if(sign > 0, quantity, toDecimal128('99999999999999999999999999999.999999999', 9)) AS quantity_min, if(sign > 0, quantity, toDecimal128('-99999999999999999999999999999.999999999', 9)) AS quantity_max
+    SELECT toStartOfMonth(toDate(toDateTime(toInt64(toUnixTimestamp(timestamp)) + multiIf(toInt64(toUnixTimestamp(timestamp)) >= {since_1:Int64}, {ahead_1:Int64}, {ahead_0:Int64}), 'UTC'))) AS window, toInt64(sign) AS n, toDecimal256(quantity, 9) AS quantity_sum
     FROM
     (
         SELECT client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`, `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`, epoch, `partition`, `offset`, line, toInt8(1) AS sign
         FROM events
         WHERE account = {account:String} AND kind = 'delta' AND client_id = {customer:String} AND hasAny(`meters.feature`, {features:Array(String)}) AND (timestamp >= {edge_from_0:DateTime64(6, 'UTC')} AND timestamp < {edge_to_0:DateTime64(6, 'UTC')} OR timestamp >= {edge_from_1:DateTime64(6, 'UTC')} AND timestamp < {edge_to_1:DateTime64(6, 'UTC')})
-        UNION ALL
-        SELECT client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`, `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`, epoch, `partition`, `offset`, line, sign
+    )
+    ARRAY JOIN meters.feature AS feature, meters.rev AS rev, meters.quantity AS quantity, meters.distinct_hash AS distinct_hash
+    WHERE feature IN {features:Array(String)}
+    UNION ALL
+    SELECT toStartOfMonth(toDate(toDateTime(toInt64(toUnixTimestamp(timestamp)) + multiIf(toInt64(toUnixTimestamp(timestamp)) >= {since_1:Int64}, {ahead_1:Int64}, {ahead_0:Int64}), 'UTC'))) AS window, toInt64(sign) AS n, toDecimal256(quantity, 9) * sign AS quantity_sum
+    FROM
+    (
+        SELECT client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`, `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`, epoch, `partition`, `offset`, line, corrections.sign AS sign
         FROM corrections
         WHERE account = {account:String} AND kind = 'delta' AND client_id = {customer:String} AND hasAny(`meters.feature`, {features:Array(String)}) AND (timestamp >= {edge_from_0:DateTime64(6, 'UTC')} AND timestamp < {edge_to_0:DateTime64(6, 'UTC')} OR timestamp >= {edge_from_1:DateTime64(6, 'UTC')} AND timestamp < {edge_to_1:DateTime64(6, 'UTC')})
     )
@@ -89,8 +96,7 @@ def test_events_by_a_dimension_by_local_hour() -> None:
         "account": "acme",
         "event_name": "call",
         "dimension_0": "region",
-        "since": [0],
-        "ahead": [19800],
+        "ahead_0": 19800,
         "cell_from_0": "2024-03-01 00:00:00",
         "cell_to_0": "2024-03-02 00:00:00",
     }
@@ -100,12 +106,10 @@ def test_events_by_a_dimension_by_local_hour() -> None:
     window,
     group_0,
     sum(n) AS events,
-    sum(quantity_sum) AS total,
-    min(quantity_min) AS smallest,
-    max(quantity_max) AS largest
+    sum(quantity_sum) AS total
 FROM
 (
-    SELECT toDateTime(greatest(intDiv(toInt64(toUnixTimestamp(bucket)) + transform(roundDown(toInt64(toUnixTimestamp(bucket)), {since:Array(Int64)}), {since:Array(Int64)}, {ahead:Array(Int64)}), 3600) * 3600 - transform(roundDown(toInt64(toUnixTimestamp(bucket)), {since:Array(Int64)}), {since:Array(Int64)}, {ahead:Array(Int64)}), roundDown(toInt64(toUnixTimestamp(bucket)), {since:Array(Int64)})), 'UTC') AS window, text AS group_0, events AS n, total AS quantity_sum, min_value AS quantity_min, max_value AS quantity_max
+    SELECT toDateTime(greatest(intDiv(toInt64(toUnixTimestamp(bucket)) + {ahead_0:Int64}, 3600) * 3600 - {ahead_0:Int64}, toInt64(0)), 'UTC') AS window, text AS group_0, events AS n, total AS quantity_sum
     FROM events_dimension_15m
     WHERE account = {account:String} AND event_name = {event_name:String} AND dimension = {dimension_0:String} AND is_number = 0 AND bucket >= {cell_from_0:DateTime('UTC')} AND bucket < {cell_to_0:DateTime('UTC')}
 )
@@ -188,7 +192,7 @@ FROM
         FROM events
         WHERE account = {account:String} AND kind = 'delta' AND hasAny(`meters.feature`, {features:Array(String)}) AND dimension_at_0 > 0 AND dimension_at_1 > 0 AND dims.text[dimension_at_1] = {value_1:String} AND timestamp >= {edge_from_0:DateTime64(6, 'UTC')} AND timestamp < {edge_to_0:DateTime64(6, 'UTC')}
         UNION ALL
-        SELECT client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`, `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`, epoch, `partition`, `offset`, line, arrayFirstIndex((name, is_number) -> name = {dimension_0:String} AND is_number = 0, dims.name, dims.is_number) AS dimension_at_0, arrayFirstIndex((name, is_number) -> name = {dimension_1:String} AND is_number = 0, dims.name, dims.is_number) AS dimension_at_1, sign
+        SELECT client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`, `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`, epoch, `partition`, `offset`, line, arrayFirstIndex((name, is_number) -> name = {dimension_0:String} AND is_number = 0, dims.name, dims.is_number) AS dimension_at_0, arrayFirstIndex((name, is_number) -> name = {dimension_1:String} AND is_number = 0, dims.name, dims.is_number) AS dimension_at_1, corrections.sign AS sign
         FROM corrections
         WHERE account = {account:String} AND kind = 'delta' AND hasAny(`meters.feature`, {features:Array(String)}) AND dimension_at_0 > 0 AND dimension_at_1 > 0 AND dims.text[dimension_at_1] = {value_1:String} AND timestamp >= {edge_from_0:DateTime64(6, 'UTC')} AND timestamp < {edge_to_0:DateTime64(6, 'UTC')}
     )
@@ -235,6 +239,71 @@ def test_cells_and_edges_make_up_the_period() -> None:
     assert len(plan.edges) == 12  # both ends, and ten local midnights between
 
 
+def _month(zone: str, **asked: Any) -> UsageQuery:
+    at = ZoneInfo(zone)
+    start, end = datetime(2026, 10, 1, tzinfo=at), datetime(2026, 11, 1, tzinfo=at)
+    return UsageQuery(account="acme", feature="tokens", start=start, end=end, zone=zone, **asked)
+
+
+def _spans(*periods: Period) -> list[str]:
+    return [f"{period.start:%d %H:%M}-{period.end:%d %H:%M}" for period in periods]
+
+
+@pytest.mark.parametrize(
+    ("zone", "cells", "ends", "taken"),
+    [
+        ("Europe/Berlin", ["01 00:00-01 00:00"], ["30 22:00-01 00:00"], ["31 23:00-01 00:00"]),
+        ("America/New_York", ["01 00:00-01 00:00"], ["01 00:00-01 04:00"], ["01 00:00-01 04:00"]),
+        ("Asia/Kathmandu", ["01 00:00-01 00:00"], ["30 18:15-01 00:00"], ["31 18:15-01 00:00"]),
+        ("UTC", ["01 00:00-01 00:00"], [], []),
+    ],
+)
+def test_a_month_of_all_customers_reads_no_facts(
+    zone: str, cells: list[str], ends: list[str], taken: list[str]
+) -> None:
+    """Days of UTC, quarters of an hour beside the ends of months added, and those subtracted that lie beyond."""
+    plan = make_plan(_month(zone, group_by=("customer",)), "sums")
+    found = _spans(*plan.cells), _spans(*plan.ends), _spans(*plan.taken), plan.edges
+    assert found == (cells, ends, taken, ())
+
+
+def test_smallest_and_largest_of_all_customers_are_not_subtracted() -> None:
+    """What is in the rollup beside ends of months is added; the rest of the day comes from facts."""
+    plan = make_plan(_month("Europe/Berlin", group_by=("customer",)), "extremes")
+    assert (_spans(*plan.ends), plan.taken) == (["30 22:00-01 00:00"], ())
+    assert _spans(*plan.edges) == ["31 00:00-31 23:00"]
+
+
+def test_a_month_of_one_customer_takes_the_shorter_part_of_a_day_from_facts() -> None:
+    """Two hours are added, one is subtracted: facts are sorted by customer."""
+    query = _month("Europe/Berlin", customer="anna")
+    plan = make_plan(query, "sums")
+    assert (_spans(*plan.edges), _spans(*plan.taken), plan.ends) == (["30 22:00-01 00:00"], ["31 23:00-01 00:00"], ())
+    assert build(query, "sums", ["tokens"]).read_from == ("usage_client_day", "events")
+
+
+def test_customers_by_dimension_are_read_from_the_projection_where_there_is_one() -> None:
+    """All of a local month lies in its cells; without it facts give the same."""
+    query = _month("Europe/Berlin", group_by=("customer",), where={"model": "draft"}, top=100)
+    plan = make_plan(query, "sums", shapes=True)
+    assert (plan.shapes, plan.edges) == ((query.period,), ())
+    assert make_plan(query, "sums").edges == (query.period,)
+    made = build(query, "sums", ["tokens"], shapes=True)
+    assert made.parameters == {
+        "account": "acme",
+        "features": ["tokens"],
+        "dimension_0": "model",
+        "value_0": "draft",
+        "shape_from_0": "2026-09-30 22:00:00",
+        "shape_to_0": "2026-10-31 23:00:00",
+        "corrected_from_0": "2026-09-30 22:00:00.000000",
+        "corrected_to_0": "2026-10-31 23:00:00.000000",
+        "top": 100,
+    }
+    assert made.sql.endswith("GROUP BY group_0\nORDER BY total DESC, group_0\nLIMIT {top:UInt32}")
+    assert "count() AS n, sumForEach(CAST(`meters.quantity`, 'Array(Decimal(76, 9))')) AS quantities" in made.sql
+
+
 def test_local_days_of_a_customer_are_read_from_facts() -> None:
     """UTC days are no days of New York."""
     query = UsageQuery(
@@ -268,6 +337,10 @@ def test_local_days_of_a_customer_are_read_from_facts() -> None:
         ({"group_by": ("customer", "customer")}, "group_by"),
         ({"granularity": "hour", "end": datetime(2029, 2, 1, tzinfo=UTC)}, "granularity"),
         ({"account": ""}, "account"),
+        ({"feature": "a", "group_by": ("customer",), "top": 0}, "top"),
+        ({"feature": "a", "top": 5}, "top"),
+        ({"feature": "a", "group_by": ("customer",), "granularity": "day", "top": 5}, "top"),
+        ({"group_by": ("customer",), "top": 5}, "top"),
     ],
 )
 def test_a_wrong_question_names_its_field(changes: dict[str, object], field: str) -> None:

@@ -5,7 +5,19 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from consumers.windows import CELL, DAY, Period, months, offsets, rest, whole_cells, window_from_date, window_from_start
+from consumers.windows import (
+    CELL,
+    DAY,
+    Period,
+    beside_month_end,
+    months,
+    offsets,
+    rest,
+    whole_cells,
+    whole_month_cells,
+    window_from_date,
+    window_from_start,
+)
 
 NEW_YORK = ZoneInfo("America/New_York")
 LORD_HOWE = ZoneInfo("Australia/Lord_Howe")
@@ -70,3 +82,39 @@ def test_whole_cells_and_the_rest() -> None:
     assert rest(period, cells) == (Period(period.start, cells.start), Period(cells.end, period.end))
     assert whole_cells(period, DAY) is None
     assert rest(period, None) == (period,)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "beside"),
+    [
+        ("2024-02-29T10:00", "2024-03-01T12:00", True),
+        ("2024-02-29T09:45", "2024-02-29T10:15", False),
+        ("2024-03-01T11:45", "2024-03-01T12:15", False),
+        ("2023-12-31T23:00", "2024-01-01T00:00", True),
+        ("2024-03-15T00:00", "2024-03-15T00:15", False),
+    ],
+)
+def test_ends_of_months_are_where_some_zone_has_one(start: str, end: str, *, beside: bool) -> None:
+    """From 14 hours before the end of a UTC month to 12 hours after it."""
+    assert beside_month_end(_utc(start, end)) is beside
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "inner"),
+    [
+        ("2026-09-30T22:00", "2026-10-31T23:00", ("2026-09-30T22:00", "2026-10-31T23:00")),
+        ("2026-10-01T12:00", "2026-10-31T10:00", ("2026-10-01T12:00", "2026-10-31T10:00")),
+        ("2026-09-30T22:07", "2026-10-31T23:01", ("2026-09-30T22:15", "2026-10-31T23:00")),
+        ("2026-09-10T00:00", "2026-12-10T00:00", ("2026-09-30T10:00", "2026-12-01T12:00")),
+        ("2026-10-10T00:00", "2026-10-20T00:00", None),
+        ("2026-10-01T12:15", "2026-10-31T10:00", None),
+        ("2026-10-01T00:01", "2026-10-01T00:14", None),
+    ],
+)
+def test_whole_cells_of_months(start: str, end: str, inner: tuple[str, str] | None) -> None:
+    """What lies between two ends of months is one cell, which is taken whole or not at all."""
+    assert whole_month_cells(_utc(start, end)) == (None if inner is None else _utc(*inner))
+
+
+def _utc(start: str, end: str) -> Period:
+    return Period(datetime.fromisoformat(start).replace(tzinfo=UTC), datetime.fromisoformat(end).replace(tzinfo=UTC))

@@ -109,6 +109,7 @@ async def _sent(stack: RunningStack, tenant: Tenant, records: list[tuple[bytes, 
 
 _TABLES = {
     "usage_client_day": ("toDateTime(day, 'UTC')", "feature", "rev", "''", "''", "client_id", "entity_id"),
+    "usage_client_edge_15m": ("bucket", "feature", "rev", "''", "''", "client_id", "entity_id"),
     "usage_15m": ("bucket", "feature", "rev", "''", "''", "''", "''"),
     "usage_uniques_client_day": ("toDateTime(day, 'UTC')", "feature", "rev", "''", "''", "client_id", "entity_id"),
     "usage_dimension_15m": ("bucket", "feature", "rev", "dimension", "value", "''", "''"),

@@ -405,6 +405,12 @@ _METERED_DIMENSIONS: Final = f"""SELECT feature, timestamp, bucket, dimension, t
 #: Table: its keys but for the revision, of which there is one; its measures; the expected rows that make it up.
 _ROLLUPS: Final = {
     "usage_client_day": ("feature, client_id, entity_id, day", "latest", _METERS),
+    "usage_client_edge_15m": (
+        "feature, client_id, entity_id, bucket",
+        "sums",
+        f"SELECT * FROM ({_METERS})"
+        " WHERE toYYYYMM(timestamp + INTERVAL 14 HOUR) != toYYYYMM(timestamp - INTERVAL 12 HOUR)",
+    ),
     "usage_15m": ("feature, bucket", "latest", _METERS),
     "usage_dimension_15m": ("feature, dimension, value, bucket", "sums", _METERED_DIMENSIONS),
     "usage_uniques_client_day": (

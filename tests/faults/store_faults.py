@@ -12,6 +12,7 @@ from faults import Fault, NotStruck, add
 _ROLLUPS: Final = (
     "event_ids",
     "usage_client_day",
+    "usage_client_edge_15m",
     "usage_15m",
     "usage_dimension_15m",
     "events_client_day",

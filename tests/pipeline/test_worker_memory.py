@@ -4,25 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from pipeline.adapters.rocks import Tables
-from pipeline.worker import shared
-
-
-@pytest.mark.parametrize("held", [1, 2, 3])
-def test_few_partitions_have_blocks_of_the_size_that_was_set(held: int) -> None:
-    """Whatever was set."""
-    assert shared(60_000, held, 1_000) == 60_000
-    assert shared(10, held, 1_000) == 10
-
-
-@pytest.mark.parametrize("held", [4, 6, 48, 180])
-def test_more_partitions_take_no_more_rows_together(held: int) -> None:
-    """Down to a size below which inserts would be all there is."""
-    assert 0.9 * 3 * 60_000 < held * shared(60_000, held, 1) <= 3 * 60_000
-    assert shared(60_000, 10_000, 1_000) == 1_000
-    assert shared(60_000, 0, 1_000) == 60_000
 
 
 def test_what_is_written_and_not_on_disk_yet_counts_as_the_caches(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ TARGETS = {
     "events": "count(), toString(sum(value))",
     "event_ids": "count(), toString(sum(id_hash))",
     "usage_client_day": "sum(events), toString(sum(total))",
+    "usage_client_edge_15m": "sum(events), toString(sum(total))",
     "usage_15m": "sum(events), toString(sum(total))",
     "usage_dimension_15m": "sum(events), toString(sum(total))",
     "usage_uniques_client_day": "sum(events), toString(uniqExact(distinct_hash))",
@@ -35,6 +36,7 @@ def _held(store: Store) -> dict[str, tuple[int, str]]:
 
 def _expected(events: list[StoredEvent]) -> dict[str, tuple[int, Decimal]]:
     meters = [(e, m) for e in events for m in e.meters]
+    ends = [m for e, m in meters if _beside_a_months_end(e.timestamp)]
     distinct = {m.distinct_hash for _, m in meters if m.distinct_hash}
     quantity = sum((m.quantity for _, m in meters), Decimal(0))
     value = sum((e.value for e in events), Decimal(0))
@@ -44,6 +46,7 @@ def _expected(events: list[StoredEvent]) -> dict[str, tuple[int, Decimal]]:
         "events": (len(events), value),
         "event_ids": (len(events), Decimal(sum(e.id_hash for e in events) % (1 << 128))),
         "usage_client_day": (len(meters), quantity),
+        "usage_client_edge_15m": (len(ends), sum((m.quantity for m in ends), Decimal(0))),
         "usage_15m": (len(meters), quantity),
         "usage_dimension_15m": (
             sum(len(e.texts) for e, _ in meters),
@@ -54,6 +57,11 @@ def _expected(events: list[StoredEvent]) -> dict[str, tuple[int, Decimal]]:
         "events_15m": (len(events), value),
         "events_dimension_15m": (sum(len(e.texts) + len(e.numbers) for e in events), by_text + numbers),
     }
+
+
+def _beside_a_months_end(at: datetime) -> bool:
+    """Somewhere on earth another month begins within the last 12 hours, or in the next 14."""
+    return (at + timedelta(hours=14)).month != (at - timedelta(hours=12)).month
 
 
 def _assert_exact(store: Store, events: list[StoredEvent]) -> None:
