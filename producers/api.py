@@ -25,6 +25,7 @@ from producers.intake import Intake
 from producers.kable import kable_router
 from producers.kana import kana_router
 from producers.problems import EXCEPTION_HANDLERS, problem_response, unavailable
+from producers.segment import segment_router
 
 Check = Callable[[], Awaitable[object]]
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
@@ -56,6 +57,7 @@ def build_app(
             kable_router(intake),
             autumn_router(intake),
             kana_router(intake),
+            segment_router(intake),
             bulk_router(intake),
             _health_router(services.checks),
             *extra_routers,

@@ -22,7 +22,7 @@ from pipeline.event import Event, EventError, FieldError, make_event
 from producers.auth import needs, principal_of, require_scope
 from producers.body import decode_object, read_body
 from producers.intake import Intake
-from producers.problems import AnyRequest, Problem, bad_fields, handle, problem_of, problem_response, unavailable
+from producers.problems import AnyRequest, Problem, bad_fields, handle_with_message, unavailable
 
 _BODY_BYTES_MAX: Final = 256 * 1024  # one event's data has at most 64 KiB
 # the dialect's field -> the event's
@@ -70,7 +70,7 @@ def autumn_router(intake: Intake) -> Router:
         path="/",
         route_handlers=[track, check],
         request_max_body_size=_BODY_BYTES_MAX,
-        exception_handlers={Exception: _handle, HTTPException: _handle},
+        exception_handlers={Exception: handle_with_message, HTTPException: handle_with_message},
     )
 
 
@@ -84,7 +84,7 @@ def autumn_usage_handler() -> HTTPRouteHandler:
         tags=["events"],
         guards=[needs("ingest")],
         request_max_body_size=_BODY_BYTES_MAX,
-        exception_handlers={Exception: _handle, HTTPException: _handle},
+        exception_handlers={Exception: handle_with_message, HTTPException: handle_with_message},
     )
     async def set_usage(request: AnyRequest) -> Response[bytes]:
         """Refused by name: kept half it would be wrong."""
@@ -236,15 +236,6 @@ def _look_alike(intake: Intake, account: str, name: str) -> str:
         if catalog.feature_ids_for(account, other):
             return f"; did you mean event_name {other!r}?"
     return ""
-
-
-def _handle(request: AnyRequest, error: Exception) -> Response[bytes]:
-    """Problem+json with Autumn's own `message`; defects go the common way, which logs them."""
-    problem = problem_of(error)
-    if problem.code == "internal":
-        return handle(request, error)
-    problem.members.setdefault("message", problem.detail)
-    return problem_response(problem)
 
 
 def _json(body: dict[str, Any]) -> Response[bytes]:
