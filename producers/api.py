@@ -18,12 +18,14 @@ from litestar.types import ControllerRouterHandler
 
 from pipeline.ports import CatalogUnavailable, LogUnavailable
 from producers.auth import PUBLIC, Authentication
-from producers.autumn import autumn_router, autumn_usage_handler
+from producers.autumn import autumn_router, autumn_usage_handlers
+from producers.autumn_customers import autumn_customers_router
 from producers.body import BODY_BYTES_MAX
 from producers.bulk import bulk_router
 from producers.intake import Intake
 from producers.kable import kable_router
 from producers.kana import kana_router
+from producers.pages import pages_router
 from producers.problems import EXCEPTION_HANDLERS, problem_response, unavailable
 from producers.segment import segment_router
 
@@ -56,12 +58,14 @@ def build_app(
         route_handlers=[
             kable_router(intake),
             autumn_router(intake),
+            autumn_customers_router(intake),
             kana_router(intake),
             segment_router(intake),
+            pages_router(),
             bulk_router(intake),
             _health_router(services.checks),
             *extra_routers,
-            autumn_usage_handler(),
+            *autumn_usage_handlers(),
         ],
         middleware=[Authentication(intake.catalog)],
         exception_handlers=EXCEPTION_HANDLERS,

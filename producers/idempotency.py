@@ -1,8 +1,8 @@
 """The header `Idempotency-Key`: the transactionId of a request that states one event and has no id in its body.
 
 Rules: 1 to 256 characters, bare or as the quoted string of the HTTP draft ("…"); both spell the same key. An event that
-names another id in its body is refused, and so is a list under one key: an id that is silently left out would count
-twice.
+names another id in its body is refused. A list is refused too, since a key that is silently left out would count twice;
+where a dialect's client can name a list in no other way, the items' ids are made of the key (`part_key`).
 """
 
 import re
@@ -28,6 +28,14 @@ def idempotency_key(request: AnyRequest) -> str | None:
     if not 1 <= len(key) <= ID_CHARS_MAX:
         raise bad_fields([FieldError(HEADER, "range", f"must have 1 to {ID_CHARS_MAX} characters, not {len(key)}")])
     return key
+
+
+def part_key(key: str, index: int) -> str:
+    """The id of an item of a list that came under one key. Raises Problem 422 where it would be too long."""
+    made = f"{len(key)}:{key}{index}"
+    if len(made) > ID_CHARS_MAX:
+        raise bad_fields([FieldError(HEADER, "range", "is too long for the key of a list; 240 characters are not")])
+    return made
 
 
 def refuse_for_list(request: AnyRequest) -> None:
