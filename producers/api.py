@@ -12,7 +12,6 @@ from typing import Any, Final
 import msgspec
 from litestar import Litestar, Response, Router, get
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ControllerRouterHandler
 
@@ -22,6 +21,7 @@ from producers.autumn import autumn_router, autumn_usage_handlers
 from producers.autumn_customers import autumn_customers_router
 from producers.body import BODY_BYTES_MAX
 from producers.bulk import bulk_router
+from producers.description import DescribedJson
 from producers.intake import Intake
 from producers.kable import kable_router
 from producers.kana import kana_router
@@ -114,7 +114,7 @@ def _openapi(version: str) -> OpenAPIConfig:
         title="Tallystream",
         version=version,
         path="/",
-        render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+        render_plugins=[DescribedJson(path="/openapi.json")],
         components=Components(
             security_schemes={
                 "bearer": SecurityScheme(type="http", scheme="bearer"),

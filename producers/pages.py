@@ -16,7 +16,7 @@ from producers.auth import PUBLIC
 from producers.problems import AnyRequest, Problem
 
 _STATIC: Final = Path(__file__).parent / "static"
-_MEDIA_TYPES: Final = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
+_MEDIA_TYPES: Final = {".js": "text/javascript", ".css": "text/css"}
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "font-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -58,7 +58,7 @@ def page(name: str) -> Response[bytes]:
         "Referrer-Policy": "no-referrer",
         "Cache-Control": "no-cache",
     }
-    return Response((_STATIC / name).read_bytes(), media_type="text/html; charset=utf-8", headers=headers)
+    return Response((_STATIC / name).read_bytes(), media_type="text/html", headers=headers)
 
 
 @cache
