@@ -84,7 +84,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo "there is no $(PYTHON); install Python 3.11 to 3.13, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c "$$PREFLIGHT"
-	@echo "Installing into $(VENV): about 400 MB to download, 1.4 GB on disk, some minutes. Once only."
+	@echo "Installing into $(VENV): about 470 MB to download, 1.7 GB on disk, some minutes. Once only."
 	@$(PYTHON) -m venv $(VENV)
 	@{ $(PIP) install --quiet --retries 3 -c constraints.txt hatchling && \
 		$(PIP) install --quiet --retries 3 -c constraints.txt --no-build-isolation -e '.[test]'; } || \

@@ -35,11 +35,16 @@ _SKIPPED_KEPT_MAX: Final = 100  # enough to find the cause; the count goes on
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
-    """A tenant. Test mode is an account of its own, named like the live one with `:test` behind."""
+    """A tenant. Test mode is an account of its own, named like the live one with `:test` behind.
+
+    `segment`: where the door for Segment finds a field of the event in a message, by a dotted path; test mode reads the
+    live account's.
+    """
 
     id: str
     name: str
     mode: Mode
+    segment: dict[str, str] = {}
     rev: int = EMPTY_VERSION
 
 

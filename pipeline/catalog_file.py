@@ -5,7 +5,7 @@ nothing of objects that it does not name: nothing is removed by omission, archiv
 file twice changes nothing the second time. YAML is read as plain data; every fault is told with path and line.
 
     account: acme                      # optional: whose definitions these are
-    accounts:   [{id, name}]           # optional: accounts to create
+    accounts:   [{id, name, segment}]  # optional: accounts to create
     customers:  [{id, name, email, metadata}]
     features:   [{id, name, type, unit_label, unit_label_plural, metadata, event_names, aggregation, value_key,
                   unique_key, filter, effective_from, archived}]
@@ -270,9 +270,13 @@ def _placed(entry: Entry, fault: FieldError) -> FieldError:
 def _account_change(catalog: Catalog, given: Mapping[str, object]) -> Change:
     after = account_from(given)
     before = catalog.account(after.id)
-    action: Action = "create" if before is None else "update" if before.name != after.name else "unchanged"
-    fields = (FieldChange("name", before.name if before else None, after.name),)
-    return Change("account", after.id, after.id, action, fields if action != "unchanged" else (), after)
+    fields = tuple(
+        FieldChange(name, getattr(before, name, None), getattr(after, name))
+        for name in ("name", "segment")
+        if getattr(after, name) != getattr(before, name, {} if name == "segment" else None)
+    )
+    action: Action = "create" if before is None else "update" if fields else "unchanged"
+    return Change("account", after.id, after.id, action, fields, after)
 
 
 def _customer_change(catalog: Catalog, account: str, given: Mapping[str, object], now_us: int) -> Change:

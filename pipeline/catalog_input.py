@@ -37,7 +37,17 @@ FEATURE_FIELDS: Final = (
 )
 DIMENSION_FIELDS: Final = ("key", "type", "effective_from", "archived")
 CUSTOMER_FIELDS: Final = ("id", "name", "email", "metadata")
-ACCOUNT_FIELDS: Final = ("id", "name")
+ACCOUNT_FIELDS: Final = ("id", "name", "segment")
+SEGMENT_FIELDS: Final = (
+    "clientId",
+    "timestamp",
+    "transactionId",
+    "eventName",
+    "featureId",
+    "value",
+    "entityId",
+    "data",
+)
 KEY_FIELDS: Final = ("name", "scopes", "mode")
 
 
@@ -150,7 +160,12 @@ def account_from(given: Mapping[str, object]) -> Account:
         checked.wrong(
             "id", "format", "must be 1 to 128 letters, digits, '.', '_' or '-', beginning with a letter or digit"
         )
-    account = Account(id=account_id, name=checked.text("name", account_id, NAME_CHARS_MAX), mode="live")
+    account = Account(
+        id=account_id,
+        name=checked.text("name", account_id, NAME_CHARS_MAX),
+        mode="live",
+        segment=checked.paths("segment", SEGMENT_FIELDS),
+    )
     checked.raise_if_wrong()
     return account
 
@@ -263,6 +278,23 @@ class _Checked:
         if given is None:
             return None
         return given if self._is_id(given, field) else default
+
+    def paths(self, field: str, names: tuple[str, ...]) -> dict[str, str]:
+        """Dotted paths by name; an empty one means "not taken"."""
+        given = self._given.get(field)
+        if given is None:
+            return {}
+        if not isinstance(given, Mapping):
+            self.wrong(field, "type", f"must be an object, not {_type_name(given)}")
+            return {}
+        for name, path in given.items():
+            if name not in names:
+                self.wrong(
+                    f"{field}.{name}", "unknown_field", f"is no field of an event; fields are {', '.join(names)}"
+                )
+            elif path != "":
+                self._is_id(path, f"{field}.{name}")
+        return {str(name): str(path) for name, path in given.items()}
 
     def ids(self, field: str, default: tuple[str, ...], count_max: int) -> tuple[str, ...]:
         given = self._given.get(field, default)

@@ -143,7 +143,9 @@ class CatalogMirror:
 def _row(definition: Definition | Removed) -> tuple[str, dict[str, Any]]:  # noqa: PLR0911 - one for each kind
     match definition:
         case Account():
-            return "accounts", msgspec.structs.asdict(definition)
+            fields = msgspec.structs.asdict(definition)
+            del fields["segment"]  # the doors' affair
+            return "accounts", fields
         case Key():
             return "keys", _key_row(definition, deleted=0)
         case Customer():

@@ -12,19 +12,22 @@ from typing import Any, Final
 import msgspec
 from litestar import Litestar, Response, Router, get
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ControllerRouterHandler
 
 from pipeline.ports import CatalogUnavailable, LogUnavailable
 from producers.auth import PUBLIC, Authentication
-from producers.autumn import autumn_router, autumn_usage_handler
+from producers.autumn import autumn_router, autumn_usage_handlers
+from producers.autumn_customers import autumn_customers_router
 from producers.body import BODY_BYTES_MAX
 from producers.bulk import bulk_router
+from producers.description import DescribedJson
 from producers.intake import Intake
 from producers.kable import kable_router
 from producers.kana import kana_router
+from producers.pages import pages_router
 from producers.problems import EXCEPTION_HANDLERS, problem_response, unavailable
+from producers.segment import segment_router
 
 Check = Callable[[], Awaitable[object]]
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
@@ -55,11 +58,14 @@ def build_app(
         route_handlers=[
             kable_router(intake),
             autumn_router(intake),
+            autumn_customers_router(intake),
             kana_router(intake),
+            segment_router(intake),
+            pages_router(),
             bulk_router(intake),
             _health_router(services.checks),
             *extra_routers,
-            autumn_usage_handler(),
+            *autumn_usage_handlers(),
         ],
         middleware=[Authentication(intake.catalog)],
         exception_handlers=EXCEPTION_HANDLERS,
@@ -108,7 +114,7 @@ def _openapi(version: str) -> OpenAPIConfig:
         title="Tallystream",
         version=version,
         path="/",
-        render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+        render_plugins=[DescribedJson(path="/openapi.json")],
         components=Components(
             security_schemes={
                 "bearer": SecurityScheme(type="http", scheme="bearer"),

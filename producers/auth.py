@@ -1,13 +1,15 @@
 """Who is asking: an API key becomes the request's principal, and a route says which scope it needs.
 
 Rules: the account comes from the key, never from the body. A key is taken from `Authorization: Bearer KEY`,
-`Authorization: KEY` (Kana), `X-API-Key: KEY` or `Kable-Client-Secret: KEY`; two different keys in one request are
-refused. `Kable-Client-Id` beside a key must be the key's account or the key's name: a mixed-up pair of credentials
-would bill the wrong account. 401: no key, unknown, revoked. 403: the key lacks the scope. `admin` includes the others.
+`Authorization: KEY` (Kana), `Authorization: Basic` with the key as user and no password (Segment), `X-API-Key: KEY` or
+`Kable-Client-Secret: KEY`; two different keys in one request are refused. `Kable-Client-Id` beside a key must be the
+key's account or the key's name: a mixed-up pair of credentials would bill the wrong account. 401: no key, unknown,
+revoked. 403: the key lacks the scope. `admin` includes the others.
 Routes are closed unless they carry `opt={"public": True}`; a router of another package reads `request.state.principal`.
 """
 
 import hmac
+from base64 import b64decode
 from typing import Any, Final, Literal
 
 from litestar.connection import ASGIConnection
@@ -109,6 +111,19 @@ def _authorization(headers: Headers) -> str | None:
     scheme, _, rest = given.partition(" ")
     if not rest:
         return None if scheme.lower() == "bearer" else scheme or None
+    if scheme.lower() == "basic":
+        return _basic_user(rest.strip())
     if scheme.lower() != "bearer":
         raise unauthenticated(f"the scheme {scheme[:32]} is not taken here; send `Authorization: Bearer KEY`")
     return rest.strip()
+
+
+def _basic_user(credentials: str) -> str:
+    """The user of HTTP Basic, which is the key."""
+    try:
+        user, _, password = b64decode(credentials, validate=True).decode("utf-8").partition(":")
+    except ValueError as error:
+        raise unauthenticated("the credentials of Basic are no Base64; send the API key as user") from error
+    if not user or password:
+        raise unauthenticated("with Basic the API key is the user, and there is no password")
+    return user

@@ -1,90 +1,121 @@
-"""The door for Autumn's API: `POST /v1/events` and `/v1/track`, `/v1/usage`, `/v1/check`.
+"""The door for Autumn's API: recording use, checking access, and setting usage, which is refused.
 
-Rules: `customer_id`, exactly one of `feature_id` and `event_name`, `value` (taken as the number is spelled, never
-through a float), `properties`, `idempotency_key`, `entity_id`, and `timestamp` as an integer of epoch milliseconds or
-RFC 3339 text; without it the time of arrival. An unknown customer is created, an unknown feature or event name is a
-404. Setting usage is refused as `not_built` until entitlements exist, with 422 and not 5xx, which clients would
-retry. Until then every check of a known feature answers "unlimited". Refusals are problem+json with `message` and
-`code` beside, which Autumn's clients read.
+Addresses are those of the documents (`POST /v1/events`, `/v1/usage`, `/v1/check`) and of its clients (`/v1/track`,
+`/v1/balances.track`, …). Rules: see `producers.autumn_event` for the fields. An unknown customer is created, as
+`customer_data` describes it; an unknown feature or event name is a 404. Without `idempotency_key` the header
+`Idempotency-Key` is the id, and of a batch what the ids of its items are made of (autumn-js can give them none). A
+batch is taken whole or not at all: its answer has no room for the fate of each. Setting
+usage is refused as `not_built` until entitlements exist, with 422 and not 5xx, which clients would retry. Until then
+every check of a known feature answers "unlimited". Refusals are problem+json with `message` and `code` beside, which
+Autumn's clients read.
 """
 
-from collections.abc import Iterable, Mapping
-from decimal import Decimal
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 from litestar import Response, Router, post
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
+from litestar.types import ExceptionHandlersMap
 
 from pipeline.api_keys import Principal
-from pipeline.event import Event, EventError, FieldError, make_event
+from pipeline.catalog_input import AlreadyExists, CatalogError, customer_from
+from pipeline.event import Event, FieldError
 from producers.auth import needs, principal_of, require_scope
-from producers.body import decode_object, read_body
-from producers.intake import Intake
-from producers.problems import AnyRequest, Problem, bad_fields, handle, problem_of, problem_response, unavailable
+from producers.autumn_event import checked, tracked
+from producers.body import BODY_BYTES_MAX, decode_object, read_body, split_list
+from producers.idempotency import idempotency_key, named_by, part_key
+from producers.intake import Delivery, Intake
+from producers.problems import AnyRequest, Problem, bad_fields, handle_with_message, unavailable
+from producers.verdicts import Stated
 
+ANSWERED_AS_AUTUMN: Final[ExceptionHandlersMap] = {Exception: handle_with_message, HTTPException: handle_with_message}
 _BODY_BYTES_MAX: Final = 256 * 1024  # one event's data has at most 64 KiB
-# the dialect's field -> the event's
-_TRACK_FIELDS: Final = {
-    "customer_id": "clientId",
-    "feature_id": "featureId",
-    "event_name": "eventName",
-    "value": "value",
-    "properties": "data",
-    "idempotency_key": "transactionId",
-    "timestamp": "timestamp",
-    "entity_id": "entityId",
-}
-_CHECK_FIELDS: Final = ("customer_id", "feature_id", "required_balance", "send_event", "entity_id", "properties")
-_OWN_NAMES: Final = {wire: own for own, wire in _TRACK_FIELDS.items()}
-_BOTH_NAMES: Final = (
-    "give feature_id or event_name, not both; check that it is the right one, "
-    "especially with a mix of snake_case and kebab-case"
-)
+_TURN_EVENTS: Final = 500  # decoded in one turn of the event loop
+_NEWER: Final = "/v1/balances."  # the clients of today want other fields in the answer
 
 
 def autumn_router(intake: Intake) -> Router:
     """The routes of this door."""
 
     @post(
-        ["/v1/events", "/v1/track"],
+        ["/v1/events", "/v1/track", "/v1/balances.track"],
         status_code=200,
         summary="Record one usage event (Autumn)",
         tags=["events"],
         guards=[needs("ingest")],
+        request_max_body_size=_BODY_BYTES_MAX,
     )
     async def track(request: AnyRequest) -> Response[bytes]:
         """One use of a feature, or one event by its name; answers once the log has acknowledged."""
         fields = decode_object(await read_body(request))
-        event, defaulted = _event(fields, _TRACK_FIELDS, intake)
-        return _json(await _record(intake, principal_of(request), event, defaulted=defaulted))
+        stated = _under_key(tracked(fields, intake), request)
+        transaction_id = await _record(intake, principal_of(request), stated, fields.get("customer_data"))
+        newer = request.url.path.startswith(_NEWER)
+        return _json(_recorded(stated.event, transaction_id, newer=newer))
 
-    @post("/v1/check", status_code=200, summary="Check access (Autumn)", tags=["checks"], guards=[needs("read")])
+    @post(
+        "/v1/balances.batch_track",
+        status_code=202,
+        summary="Record many usage events (Autumn)",
+        tags=["events"],
+        guards=[needs("ingest")],
+        request_max_body_size=BODY_BYTES_MAX,
+    )
+    async def batch_track(request: AnyRequest) -> Response[bytes]:
+        """A list of uses, each as for one; all of them or, when one is wrong, none. 202, as the clients expect."""
+        key = idempotency_key(request)
+        body = (await read_body(request)).strip()
+        if not body.startswith(b"["):
+            raise bad_fields([FieldError("", "type", "must be a JSON array of events")])
+        account = principal_of(request).account
+        items = await _all_tracked(intake, account, await split_list(body))
+        if key is not None:
+            items = [_as_part(item, key, index) for index, item in enumerate(items)]
+        await intake.catalog.port.ensure_customers(account, [item.event.client_id for item in items])
+        delivery = await intake.receive(
+            account, [item.event for item in items], defaulted=[item.defaulted for item in items]
+        )
+        if delivery.retry_after_s is not None:
+            raise _unconfirmed(delivery)
+        return _json({"success": True, "event_ids": [receipt.transaction_id for receipt in delivery.receipts]}, 202)
+
+    @post(
+        ["/v1/check", "/v1/balances.check"],
+        status_code=200,
+        summary="Check access (Autumn)",
+        tags=["checks"],
+        guards=[needs("read")],
+        request_max_body_size=_BODY_BYTES_MAX,
+    )
     async def check(request: AnyRequest) -> Response[bytes]:
         """Whether a customer may use a feature: always, until entitlements exist."""
         fields = decode_object(await read_body(request))
-        return _json(await _check(intake, principal_of(request), fields))
+        principal = principal_of(request)
+        stated = checked(fields, intake)
+        await _refuse_unknown(intake, principal.account, stated.event)
+        if fields.get("send_event"):
+            require_scope(principal, "ingest")
+            await _record(intake, principal, _under_key(stated, request), fields.get("customer_data"))
+        return _json(_allowed(stated.event, newer=request.url.path.startswith(_NEWER)))
 
-    return Router(
-        path="/",
-        route_handlers=[track, check],
-        request_max_body_size=_BODY_BYTES_MAX,
-        exception_handlers={Exception: _handle, HTTPException: _handle},
-    )
+    return Router(path="/", route_handlers=[track, batch_track, check], exception_handlers=ANSWERED_AS_AUTUMN)
 
 
-def autumn_usage_handler() -> HTTPRouteHandler:
-    """`POST /v1/usage`, by itself: reading usage shares the path, and two routers cannot both answer its OPTIONS."""
+def autumn_usage_handlers() -> list[HTTPRouteHandler]:
+    """What sets usage. Handlers by themselves: reading usage shares a path, and two routers cannot both answer its
+    OPTIONS."""
 
     @post(
-        "/v1/usage",
+        ["/v1/usage", "/v1/balances.update"],
         status_code=200,
         summary="Set usage (Autumn); not built yet",
         tags=["events"],
         guards=[needs("ingest")],
         request_max_body_size=_BODY_BYTES_MAX,
-        exception_handlers={Exception: _handle, HTTPException: _handle},
+        exception_handlers=ANSWERED_AS_AUTUMN,
     )
     async def set_usage(request: AnyRequest) -> Response[bytes]:
         """Refused by name: kept half it would be wrong."""
@@ -92,138 +123,114 @@ def autumn_usage_handler() -> HTTPRouteHandler:
         told = "setting usage (kind `set`) is not built yet; record changes with POST /v1/events"
         raise bad_fields([FieldError("kind", "not_built", told)])
 
-    return set_usage
+    return [set_usage]
 
 
-async def _record(intake: Intake, principal: Principal, event: Event, *, defaulted: bool) -> dict[str, Any]:
-    await _refuse_unknown(intake, principal.account, event)
-    await intake.catalog.port.ensure_customers(principal.account, [event.client_id])
-    delivery = await intake.receive(principal.account, [event], defaulted=defaulted)
+async def know_customer(intake: Intake, account: str, customer_id: str, described: Mapping[str, Any] | None) -> None:
+    """Makes the customer known; one that nobody described yet is described as given. Raises Problem 422."""
+    given = {
+        name: value for name, value in (described or {}).items() if name in ("name", "email", "metadata") and value
+    }
+    if given and not intake.catalog.port.catalog.is_described(account, customer_id):
+        try:
+            await intake.catalog.port.create_customer(customer_from(account, {"id": customer_id, **given}))
+        except AlreadyExists:
+            pass  # another process described it in between; the first description stands
+        except CatalogError as error:
+            faults = [FieldError(f"customer_data.{e.field}", e.code, e.message) for e in error.errors]
+            raise bad_fields(faults) from error
+    else:
+        await intake.catalog.port.ensure_customers(account, [customer_id])
+
+
+def _under_key(stated: Stated, request: AnyRequest) -> Stated:
+    named = named_by(stated.event, idempotency_key(request), "idempotency_key")
+    if isinstance(named, FieldError):
+        raise bad_fields([named])
+    return Stated(named, stated.defaulted)
+
+
+def _as_part(stated: Stated, key: str, index: int) -> Stated:
+    """An item of a batch under the batch's key: its own id stands, otherwise key and place are it."""
+    if stated.event.transaction_id is not None:
+        return stated
+    return Stated(msgspec.structs.replace(stated.event, transaction_id=part_key(key, index)), stated.defaulted)
+
+
+async def _record(intake: Intake, principal: Principal, stated: Stated, customer_data: Mapping[str, Any] | None) -> str:
+    """The event's id once the log has it. Raises Problem."""
+    await _refuse_unknown(intake, principal.account, stated.event)
+    await know_customer(intake, principal.account, stated.event.client_id, customer_data)
+    delivery = await intake.receive(principal.account, [stated.event], defaulted=stated.defaulted)
     receipt = delivery.receipts[0]
     if receipt.error is not None:
         told = "the event is not confirmed; send it again with this idempotency_key"
         raise unavailable(told, delivery.retry_after_s or 5, {"idempotency_key": receipt.transaction_id})
-    name = {"event_name": event.event_name} if event.feature_id is None else {"feature_id": event.feature_id}
-    return {
-        "message": "Event recorded successfully",
-        "event_id": receipt.transaction_id,
-        "customer_id": event.client_id,
-        **name,
-        "id": receipt.transaction_id,
-        "code": "event_received",
-    }
+    return receipt.transaction_id
 
 
-async def _check(intake: Intake, principal: Principal, fields: Mapping[str, Any]) -> dict[str, Any]:
-    send_event = fields.get("send_event", False)
-    if not isinstance(send_event, bool):
-        raise bad_fields([FieldError("send_event", "type", "must be true or false")])
-    try:
-        event, _ = _event(_as_track(fields), _CHECK_FIELDS, intake)
-    except Problem as problem:
-        renamed = [
-            FieldError("required_balance", e.code, e.message) if e.field == "value" and e.code != "unknown_field" else e
+async def _all_tracked(intake: Intake, account: str, lines: Sequence[bytes]) -> list[Stated]:
+    """The events of a batch. Raises Problem with the faults of all, their fields as paths into the list."""
+    items: list[Stated] = []
+    problems: dict[int, Problem] = {}
+    for index, line in enumerate(lines):
+        if index % _TURN_EVENTS == _TURN_EVENTS - 1:
+            await asyncio.sleep(0)
+        try:
+            items.append(tracked(decode_object(line), intake))
+        except Problem as problem:
+            problems[index] = problem
+    if not problems:
+        problems = await _unknown_names(intake, account, items)
+    if problems:
+        faults = [
+            FieldError(f"[{index}].{e.field}".rstrip("."), e.code, e.message)
+            for index, problem in list(problems.items())[:20]
             for e in problem.errors
         ]
-        raise bad_fields(renamed) from problem
-    await _refuse_unknown(intake, principal.account, event)
-    if send_event:
-        require_scope(principal, "ingest")
-        await _record(intake, principal, event, defaulted=True)
+        first = next(iter(problems.values()))
+        detail = f"nothing was recorded: {len(problems)} of {len(lines)} events are refused; {faults[0].message}"
+        raise Problem(404 if first.status == 404 else 422, first.code, detail, errors=faults)
+    return items
+
+
+async def _unknown_names(intake: Intake, account: str, items: Sequence[Stated]) -> dict[int, Problem]:
+    """Problems 404 by index; the catalog is read to its end once, however many names it does not have."""
+    if any(not _is_known(intake, account, item.event) for item in items):
+        await intake.catalog.catch_up()
     return {
-        "allowed": True,
-        "code": "feature_found",
-        "customer_id": event.client_id,
-        "feature_id": event.feature_id,
-        "balance": None,
-        "usage": None,
-        "included_usage": None,
-        "unlimited": True,
-        "overage_allowed": False,
-        "next_reset_at": None,
+        index: _not_found(intake, account, item.event)
+        for index, item in enumerate(items)
+        if not _is_known(intake, account, item.event)
     }
-
-
-def _as_track(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A check as the event that it would send; both share all rules of their fields."""
-    if fields.get("feature_id") is None:
-        raise bad_fields([FieldError("feature_id", "required", "feature_id is required")])
-    if "value" in fields:
-        raise bad_fields([FieldError("value", "unknown_field", "a check takes required_balance instead")])
-    renamed = {name: value for name, value in fields.items() if name not in ("required_balance", "send_event")}
-    return {**renamed, "value": fields.get("required_balance", 1)}
-
-
-def _event(fields: Mapping[str, Any], known: Iterable[str], intake: Intake) -> tuple[Event, bool]:
-    """The event, and whether its timestamp was filled in here. Raises Problem naming fields in the dialect's words."""
-    arrival_us = intake.clock_us()
-    given = {wire: fields.get(own) for own, wire in _TRACK_FIELDS.items()}
-    errors = _faults_of_dialect(fields, given, known)
-    defaulted = given["timestamp"] is None or isinstance(given["timestamp"], Decimal)
-    try:
-        event = make_event(
-            client_id=given["clientId"],
-            timestamp=arrival_us if defaulted else _microseconds(given["timestamp"]),
-            arrival_us=arrival_us,
-            ahead_max_us=intake.ahead_max_us,
-            transaction_id=given["transactionId"],
-            event_name=given["eventName"],
-            feature_id=given["featureId"],
-            value=1 if given["value"] is None else given["value"],
-            entity_id=given["entityId"],
-            data=given["data"],
-        )
-    except EventError as error:
-        raise bad_fields([*errors, *map(_renamed, error.errors)]) from error
-    if errors:
-        raise bad_fields(errors)
-    return event, defaulted
-
-
-def _faults_of_dialect(fields: Mapping[str, Any], given: Mapping[str, Any], known: Iterable[str]) -> list[FieldError]:
-    """What the event's own rules would let pass or could not name."""
-    errors = [
-        FieldError(name, "unknown_field", f"is no field here; fields are {', '.join(known)}")
-        for name in fields
-        if name not in {*known, "value"}
-    ]
-    if given["eventName"] is None and given["featureId"] is None:
-        errors.append(FieldError("feature_id", "required", "give feature_id or event_name"))
-    if isinstance(given["value"], str):
-        errors.append(FieldError("value", "type", "must be a number, not a string"))
-    if isinstance(given["timestamp"], Decimal):
-        errors.append(FieldError("timestamp", "type", "must be an integer of epoch milliseconds, or RFC 3339 text"))
-    return errors
-
-
-def _microseconds(timestamp: object) -> object:
-    if isinstance(timestamp, int) and not isinstance(timestamp, bool):
-        return timestamp * 1_000
-    return timestamp
-
-
-def _renamed(error: FieldError) -> FieldError:
-    own = _OWN_NAMES.get(error.field, error.field)
-    if error.code == "exclusive":
-        return FieldError(own, error.code, _BOTH_NAMES)
-    return FieldError(own, error.code, error.message.replace(error.field, own) if error.field else error.message)
 
 
 async def _refuse_unknown(intake: Intake, account: str, event: Event) -> None:
     """Raises Problem 404 for a feature or event name that the account does not have."""
+    if not _is_known(intake, account, event):
+        await intake.catalog.catch_up()
+    if not _is_known(intake, account, event):
+        raise _not_found(intake, account, event)
+
+
+def _is_known(intake: Intake, account: str, event: Event) -> bool:
+    """Whether the feature or event name is in what this process has read of the catalog."""
+    catalog = intake.catalog.port.catalog
+    if event.feature_id is None:
+        return bool(catalog.feature_ids_for(account, event.event_name or ""))
+    feature = catalog.feature(account, event.feature_id)
+    return feature is not None and not feature.archived
+
+
+def _not_found(intake: Intake, account: str, event: Event) -> Problem:
     if event.feature_id is not None:
-        if await intake.catalog.has_feature(account, event.feature_id):
-            return
         field, name, code = "feature_id", event.feature_id, "feature_not_found"
         told = f"there is no feature {name!r}; create it with POST /v1/catalog/features"
     else:
-        name = event.event_name or ""
-        if await intake.catalog.feeds_something(account, name):
-            return
-        field, code = "event_name", "event_name_not_found"
+        field, name, code = "event_name", event.event_name or "", "event_name_not_found"
         told = f"no feature is fed by the event name {name!r}; add it to a feature's event names"
     told += _look_alike(intake, account, name)
-    raise Problem(404, code, told, errors=[FieldError(field, code, told)])
+    return Problem(404, code, told, errors=[FieldError(field, code, told)])
 
 
 def _look_alike(intake: Intake, account: str, name: str) -> str:
@@ -238,14 +245,52 @@ def _look_alike(intake: Intake, account: str, name: str) -> str:
     return ""
 
 
-def _handle(request: AnyRequest, error: Exception) -> Response[bytes]:
-    """Problem+json with Autumn's own `message`; defects go the common way, which logs them."""
-    problem = problem_of(error)
-    if problem.code == "internal":
-        return handle(request, error)
-    problem.members.setdefault("message", problem.detail)
-    return problem_response(problem)
+def _unconfirmed(delivery: Delivery) -> Problem:
+    events = [
+        {
+            "index": index,
+            "status": "received" if receipt.error is None else "unconfirmed",
+            "idempotency_key": receipt.transaction_id,
+        }
+        for index, receipt in enumerate(delivery.receipts)
+    ]
+    told = "not every event is confirmed; send the others again, or all, each with its idempotency_key"
+    return unavailable(told, delivery.retry_after_s or 5, {"events": events})
 
 
-def _json(body: dict[str, Any]) -> Response[bytes]:
-    return Response(msgspec.json.encode(body), status_code=200, media_type="application/json")
+def _recorded(event: Event, transaction_id: str, *, newer: bool) -> dict[str, Any]:
+    """The answer of the documents, `id` and `code` for autumn-py, the rest for the clients of today."""
+    name = {"event_name": event.event_name} if event.feature_id is None else {"feature_id": event.feature_id}
+    entity = {} if event.entity_id is None else {"entity_id": event.entity_id}
+    return {
+        "message": "Event recorded successfully",
+        "event_id": transaction_id,
+        "customer_id": event.client_id,
+        **name,
+        "id": transaction_id,
+        "code": "event_received",
+        **({"value": event.value, "balance": None, **entity} if newer else {}),
+    }
+
+
+def _allowed(event: Event, *, newer: bool) -> dict[str, Any]:
+    return {
+        "allowed": True,
+        "code": "feature_found",
+        "customer_id": event.client_id,
+        "feature_id": event.feature_id,
+        "balance": None,
+        "usage": None,
+        "included_usage": None,
+        "unlimited": True,
+        "overage_allowed": False,
+        "next_reset_at": None,
+        **({"entity_id": event.entity_id, "required_balance": event.value, "flag": None} if newer else {}),
+    }
+
+
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+
+
+def _json(body: dict[str, Any], status_code: int = 200) -> Response[bytes]:
+    return Response(_encode(body), status_code=status_code, media_type="application/json")

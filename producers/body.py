@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from pipeline.event import FieldError
+from producers.compression import decompress
 from producers.problems import AnyRequest, Problem, bad_fields
 
 BODY_BYTES_MAX: Final = 10_000_000
@@ -21,12 +22,18 @@ JSON: Final = "application/json"
 _DEPTH_MAX: Final = 100  # an event's data may have 64 levels
 
 
-async def read_body(request: AnyRequest, *media_types: str) -> bytes:
-    """The body, when it has one of the media types (default: JSON). Raises Problem 400, 413 or 415."""
+async def read_body(request: AnyRequest, *media_types: str, compressed: bool = False) -> bytes:
+    """The body, when it has one of the media types (default: JSON). Raises Problem 400, 413 or 415.
+
+    `compressed`: the address takes gzip and zstd too, and the body is given as it was before.
+    """
     check_media_type(request, *(media_types or (JSON,)))
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    encoding = request.headers.get("content-encoding", "identity")
+    if not compressed and encoding.lower() != "identity":
         raise Problem(415, "unsupported_media_type", "this address takes no compressed body; send it as it is")
     body = await request.body()
+    if compressed:
+        body = decompress(body, encoding, bytes_max=BODY_BYTES_MAX)
     if not body.strip():
         raise bad_fields([FieldError("", "syntax", "the body is empty; send JSON")])
     return body

@@ -114,11 +114,11 @@ class Intake:
         account: str,
         events: Sequence[Event],
         *,
-        defaulted: bool = False,
+        defaulted: bool | Sequence[bool] = False,
         as_sent: Sequence[bytes | None] | None = None,
     ) -> Delivery:
         """Waits for the log's acknowledgement, at most its time-out. Raises Problem 429 when too much is in flight.
-        `as_sent`: see Publisher.publish."""
+        `defaulted`, `as_sent`: see Publisher.publish."""
         if not events:
             return Delivery([], None)
         if self._in_flight_events + len(events) > self._in_flight_events_max:

@@ -1,8 +1,9 @@
 """The door for Kable's events API: `POST /api/v1/events/create`, also `/api/v1/events`.
 
 Rules: the dialect is the event's own. The body is one event or a list; `timestamp` is required. One event: 200 or the
-refusal's own status (400 no JSON, 413 too large, 422 bad fields). A list: verdicts per event (see
-`producers.verdicts`). `clientId` need not be a known customer, nor the names known features.
+refusal's own status (400 no JSON, 413 too large, 422 bad fields); without transactionId the header `Idempotency-Key`
+is its id. A list: verdicts per event (see `producers.verdicts`). `clientId` need not be a known customer, nor the names
+known features. CloudEvents share the address: see `producers.cloud_events`.
 """
 
 import msgspec
@@ -10,6 +11,8 @@ from litestar import Response, Router, post
 
 from producers.auth import needs, principal_of
 from producers.body import BODY_BYTES_MAX, read_body, split_list
+from producers.cloud_events import is_cloud_event, receive_body, receive_request, states_cloud_events
+from producers.idempotency import idempotency_key, refuse_for_list
 from producers.intake import Intake
 from producers.problems import AnyRequest, bad_fields
 from producers.verdicts import Verdict, receive_lines, verdicts_response
@@ -21,18 +24,23 @@ def kable_router(intake: Intake) -> Router:
     @post(
         ["/api/v1/events/create", "/api/v1/events"],
         status_code=200,
-        summary="Record usage events (Kable)",
+        summary="Record usage events (Kable, CloudEvents)",
         tags=["events"],
         guards=[needs("ingest")],
         request_max_body_size=BODY_BYTES_MAX,
     )
     async def create_events(request: AnyRequest) -> Response[bytes]:
-        """One usage event or a list of them; answers once the log has acknowledged."""
-        body = (await read_body(request)).strip()
+        """One usage event or a list of them, or CloudEvents; answers once the log has acknowledged."""
+        if is_cloud_event(request):
+            return await receive_request(intake, request)
+        body = (await read_body(request, compressed=True)).strip()
         account = principal_of(request).account
+        if await states_cloud_events(body):
+            return await receive_body(intake, account, body)
         if body.startswith(b"["):
+            refuse_for_list(request)
             return verdicts_response(await receive_lines(intake, account, await split_list(body)))
-        verdicts = await receive_lines(intake, account, [body])
+        verdicts = await receive_lines(intake, account, [body], key=idempotency_key(request))
         verdict = verdicts.events[0]
         if verdict.status == "rejected":
             raise bad_fields(verdict.errors)

@@ -4,7 +4,8 @@ Rules: ids are String and nothing is coerced to it. Usage is recorded for known 
 after the log's acknowledgement. Errors carry a stable `extensions.code` (see `_CODES`) and, where one field is at
 fault, `extensions.field`. HTTP: 400 for a document that cannot be executed, 401 for a wrong key, 403 and 503 when
 every field failed for that reason, otherwise 200 with `errors` beside `data`. Every use is unlimited until
-entitlements exist. The dialect has no idempotency key: a call repeated after a 503 may count twice.
+entitlements exist. The dialect has no id for a use: the header `Idempotency-Key` is one, without it a call repeated
+after a 503 may count twice.
 """
 
 import enum
@@ -17,7 +18,7 @@ import strawberry
 import structlog
 from graphql import GraphQLError, GraphQLSyntaxError, Node, ObjectFieldNode, OperationDefinitionNode, parse, visit
 from graphql.language import ArgumentNode, Visitor
-from litestar import Response, Router, post
+from litestar import Response, Router, get, post
 from litestar.exceptions import HTTPException
 from strawberry.extensions import MaxAliasesLimiter, MaxTokensLimiter, QueryDepthLimiter
 from strawberry.scalars import JSON
@@ -28,9 +29,11 @@ from pipeline.catalog import Customer
 from pipeline.catalog import Feature as CatalogFeature
 from pipeline.catalog_input import customer_from, feature_from
 from pipeline.event import EventError, FieldError, make_event
-from producers.auth import principal_of, require_scope
+from producers.auth import PUBLIC, principal_of, require_scope
 from producers.body import decode_object, read_body
+from producers.idempotency import HEADER, idempotency_key
 from producers.intake import Intake
+from producers.pages import page
 from producers.problems import AnyRequest, Problem, bad_fields, problem_of, unavailable
 
 _BODY_BYTES_MAX: Final = 256 * 1024
@@ -64,16 +67,26 @@ _USAGE_FIELDS: Final = {"clientId": "userId", "featureId": "featureId", "value":
 _log = structlog.get_logger(__name__)
 
 
-class Context(msgspec.Struct, frozen=True):
-    """What resolvers are given."""
+class Context(msgspec.Struct):
+    """What resolvers are given. `key`: the request's Idempotency-Key, which names one use."""
 
     principal: Principal
     intake: Intake
+    key: str | None = None
+    key_taken: bool = False
 
     def require(self, *scopes: str) -> str:
         """The account, when the key has one of the scopes."""
         require_scope(self.principal, *scopes)
         return self.principal.account
+
+    def take_key(self) -> str | None:
+        """The id of the use, once. Raises Problem 422 for a second use in the document."""
+        if self.key is not None and self.key_taken:
+            told = "names one use, and the document has several; send each by itself"
+            raise bad_fields([FieldError(HEADER, "exclusive", told)])
+        self.key_taken = True
+        return self.key
 
 
 ContextInfo = Info[Context, None]
@@ -307,14 +320,19 @@ def kana_router(intake: Intake) -> Router:
             raise bad_fields([FieldError("operationName", "type", "must be a string")])
         if operation is None and _names_several(query):
             raise bad_fields([FieldError("operationName", "required", "the document has several operations; name one")])
-        context = Context(principal_of(request), intake)
+        context = Context(principal_of(request), intake, idempotency_key(request))
         result = await SCHEMA.execute(query, variable_values=variables, context_value=context, operation_name=operation)
         errors = [_told(error, query) for error in result.errors or ()]
         return _answer(result.data, errors)
 
+    @get("/graphql", opt=PUBLIC, include_in_schema=False)
+    async def graphiql() -> Response[bytes]:
+        """A page to try it, for people."""
+        return page("graphiql.html")
+
     return Router(
         path="/",
-        route_handlers=[graphql],
+        route_handlers=[graphql, graphiql],
         request_max_body_size=_BODY_BYTES_MAX,
         exception_handlers={Exception: _handle, HTTPException: _handle},
     )
@@ -332,6 +350,7 @@ async def _record(context: Context, use: CreateUsageEventInput) -> bool:
             timestamp=arrival_us,
             arrival_us=arrival_us,
             ahead_max_us=intake.ahead_max_us,
+            transaction_id=context.take_key(),
         )
     except EventError as error:
         renamed = [FieldError(_USAGE_FIELDS.get(e.field, e.field), e.code, e.message) for e in error.errors]

@@ -124,6 +124,15 @@ def handle(request: AnyRequest, error: Exception) -> Response[bytes]:
     return problem_response(problem)
 
 
+def handle_with_message(request: AnyRequest, error: Exception) -> Response[bytes]:
+    """The same for dialects whose clients read `message` beside `code`; defects go the common way, which logs them."""
+    problem = problem_of(error)
+    if problem.code == "internal":
+        return handle(request, error)
+    problem.members.setdefault("message", problem.detail)
+    return problem_response(problem)
+
+
 EXCEPTION_HANDLERS: Final[ExceptionHandlersMap] = {Exception: handle, HTTPException: handle}
 
 _DETAILS: Final = {

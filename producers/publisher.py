@@ -50,34 +50,36 @@ class Publisher:
         events: Sequence[Event],
         *,
         catalog_version: int,
-        defaulted: bool = False,
+        defaulted: bool | Sequence[bool] = False,
         as_sent: Sequence[bytes | None] | None = None,
     ) -> list[Receipt]:
         """One receipt per event, in order. `catalog_version` is the version that the door has seen: the worker maps
-        with that one or a later. `defaulted`: the door filled in the timestamps. `as_sent`: for events whose line, as
-        `decode_event` took it, says all, that line; None for those that are to be written anew.
+        with that one or a later. `defaulted`: whether the door filled in the timestamps, of all or of each. `as_sent`:
+        for events whose line, as `decode_event` took it, says all, that line; None for those that are to be written
+        anew.
 
         Waits for acks=all, at most the log's time-out. Raises LogUnavailable when nothing at all was acknowledged.
         """
         ids = [event.transaction_id or self._new_id() for event in events]
-        lines: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
+        lines: dict[tuple[int, bool], list[tuple[int, bytes]]] = defaultdict(list)
+        marks = [defaulted] * len(events) if isinstance(defaulted, bool) else defaulted
         own_lines = as_sent if as_sent is not None else [None] * len(events)
-        for index, (event, identity, line) in enumerate(zip(events, ids, own_lines, strict=True)):
+        for index, (event, identity, line, mark) in enumerate(zip(events, ids, own_lines, marks, strict=True)):
             if line is None:
                 if event.transaction_id is None:
                     event = msgspec.structs.replace(event, transaction_id=identity)  # noqa: PLW2901
                 line = encode_event(event)  # noqa: PLW2901
-            lines[partition_of(id_hash(account, identity), self._partitions)].append((index, line))
+            lines[partition_of(id_hash(account, identity), self._partitions), mark].append((index, line))
         headers = [("account", account.encode()), ("catalog", str(catalog_version).encode())]
-        if defaulted:
-            headers.append(("defaulted", b"timestamp"))
         records = [
-            (partition, record) for partition, found in lines.items() for record in _cut(found, self._record_bytes_max)
+            (partition, record, [*headers, ("defaulted", b"timestamp")] if mark else headers)
+            for (partition, mark), found in lines.items()
+            for record in _cut(found, self._record_bytes_max)
         ]
-        writes = [self._write(partition, [line for _, line in record], headers) for partition, record in records]
+        writes = [self._write(partition, [line for _, line in record], own) for partition, record, own in records]
         outcomes = [await writes[0]] if len(writes) == 1 else await asyncio.gather(*writes)
         receipts: dict[int, Receipt] = {}
-        for (partition, record), outcome in zip(records, outcomes, strict=True):
+        for (partition, record, _), outcome in zip(records, outcomes, strict=True):
             for number, (index, _) in enumerate(record):
                 if isinstance(outcome, LogUnavailable):
                     receipts[index] = Receipt(ids[index], str(outcome))

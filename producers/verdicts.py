@@ -6,15 +6,17 @@ is unconfirmed, 400 when all were rejected, 503 with the whole list when any is 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Final, Literal
 
 import msgspec
 from litestar import Response
 
 from pipeline.event import Event, EventError, FieldError, decode_event
+from producers.idempotency import named_by
 from producers.intake import Delivery, Intake
-from producers.problems import Problem, problem_response, unavailable
+from producers.problems import Problem, bad_fields, problem_response, unavailable
 
 _TURN_EVENTS: Final = 1_000  # decoded in one turn of the event loop: some 10 ms, then others may go on
 
@@ -39,8 +41,21 @@ class Verdicts(msgspec.Struct, frozen=True):
         return sum(verdict.status == status for verdict in self.events)
 
 
-async def receive_lines(intake: Intake, account: str, lines: Sequence[bytes]) -> Verdicts:
-    """Decode each line, publish the good ones, tell what became of each. Timestamps are required."""
+class Stated(msgspec.Struct, frozen=True, gc=False):
+    """An event of another dialect. `defaulted`: the door filled in its timestamp."""
+
+    event: Event
+    defaulted: bool
+
+
+Refused = tuple[FieldError, ...]  # why an item is no event
+
+
+async def receive_lines(intake: Intake, account: str, lines: Sequence[bytes], *, key: str | None = None) -> Verdicts:
+    """Decode each line, publish the good ones, tell what became of each. Timestamps are required.
+
+    `key`: the Idempotency-Key of a request with one line.
+    """
     arrival_us = intake.clock_us()
     events: dict[int, Event] = {}
     as_sent: list[bytes | None] = []
@@ -53,12 +68,50 @@ async def receive_lines(intake: Intake, account: str, lines: Sequence[bytes]) ->
         except EventError as error:
             verdicts[index] = Verdict(index, "rejected", errors=error.errors)
             continue
-        events[index] = event
         # what says all, and on one line, goes to the worker as it came: that spares writing it anew
         as_sent.append(line if event.transaction_id is not None and b"\n" not in line else None)
+        named = event if key is None else named_by(event, key)
+        if isinstance(named, FieldError):
+            as_sent.pop()
+            verdicts[index] = Verdict(index, "rejected", errors=(named,))
+            continue
+        events[index] = named
     delivery = await intake.receive(account, list(events.values()), as_sent=as_sent)
     verdicts.update(_of_delivery(list(events), delivery))
     return Verdicts([verdicts[index] for index in range(len(lines))], delivery.retry_after_s)
+
+
+async def receive_stated(intake: Intake, account: str, items: Mapping[int, Stated | Refused]) -> Verdicts:
+    """Publish the events among the items, tell what became of each item; its key is its index in the request."""
+    stated = {index: item for index, item in items.items() if isinstance(item, Stated)}
+    verdicts = {
+        index: Verdict(index, "rejected", errors=item) for index, item in items.items() if not isinstance(item, Stated)
+    }
+    delivery = await intake.receive(
+        account, [item.event for item in stated.values()], defaulted=[item.defaulted for item in stated.values()]
+    )
+    verdicts.update(_of_delivery(list(stated), delivery))
+    return Verdicts([verdicts[index] for index in items], delivery.retry_after_s)
+
+
+def raise_unless_all(verdicts: Verdicts) -> None:
+    """For dialects whose clients read the status alone: raises Problem unless every event was received.
+
+    The good ones are in the log all the same, and `events` of the answer tells which; sending all again is safe where
+    they carry ids.
+    """
+    received, rejected = verdicts.count("received"), verdicts.count("rejected")
+    members = {"accepted": received, "rejected": rejected, "events": verdicts.events}
+    if verdicts.retry_after_s is not None:
+        detail = f"{received} of {len(verdicts.events)} events are in the log; send the others again, or all"
+        raise unavailable(detail, verdicts.retry_after_s, members)
+    if rejected and len(verdicts.events) == 1:
+        raise bad_fields(verdicts.events[0].errors)
+    if rejected:
+        faults = _first_faults(verdicts)
+        first = f"{faults[0].field}: {faults[0].message}"
+        detail = f"{rejected} of {len(verdicts.events)} events were refused, the others received; see `events`; {first}"
+        raise Problem(422, "bad_fields", detail, errors=faults, members=members)
 
 
 def verdicts_response(verdicts: Verdicts) -> Response[bytes]:
@@ -86,9 +139,10 @@ def _of_delivery(indexes: list[int], delivery: Delivery) -> dict[int, Verdict]:
 
 
 def _first_faults(verdicts: Verdicts) -> list[FieldError]:
-    """The faults of the first few events, their fields as paths into the list."""
+    """The faults of the first few refused events, their fields as paths into the list."""
+    refused = (verdict for verdict in verdicts.events if verdict.errors)
     return [
         FieldError(f"[{verdict.index}].{error.field}".rstrip("."), error.code, error.message)
-        for verdict in verdicts.events[:5]
+        for verdict in islice(refused, 5)
         for error in verdict.errors
     ]

@@ -66,7 +66,8 @@ def _wanted(names: set[str]) -> set[str]:
     statements = {f"pipeline/_sql/{path.name}" for path in (_REPOSITORY / "sql").glob("*.sql")}
     info = next(name.split("/")[0] for name in names if ".dist-info/" in name)
     others = {"tally.py", "pipeline/local/kafka-jars.sha256", f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"}
-    return modules | statements | others
+    pages = {f"producers/static/{path.name}" for path in (_REPOSITORY / "producers" / "static").iterdir()}
+    return modules | statements | pages | others
 
 
 def _alien(name: str) -> bool:

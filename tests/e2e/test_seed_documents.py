@@ -1,8 +1,15 @@
 """The examples of the documents that the product was asked for, through the doors of today's clients."""
 
+import json
+import re
+import shlex
+from pathlib import Path
+
 import httpx
 from running_stack import RunningStack, Tenant
 from waiting import counted, usage, values
+
+_DOCUMENTS = Path(__file__).parents[1] / "data" / "documents"
 
 _EVENTS = ["email_generation", "social_media_generation", "blog_post_generation"]
 
@@ -111,3 +118,43 @@ def test_kable_events_carry_dimensions(stack: RunningStack, tenant: Tenant) -> N
     window = {"start": "2026-11-01T00:00:00Z", "end": "2026-11-02T00:00:00Z"}
     found = usage(stack, tenant, event_name="call", dimension="region", **window)
     assert values(found, "dimension:region") == {"eu": "1", "us": "1"}
+
+
+def test_autumns_curl_lines_run_as_they_stand(stack: RunningStack, tenant: Tenant) -> None:
+    """Only host and key are changed; the answers have what the document shows."""
+    _feature(stack, tenant, "ai-messages", [])
+    _feature(stack, tenant, "blog-posts", _EVENTS[2:])
+    _feature(stack, tenant, "seats", [])
+    text = (_DOCUMENTS / "autumn.sh").read_text()
+    text = text.replace("https://api.useautumn.com", stack.api).replace("am_sk_1234567890", tenant.key)
+    by_feature, set_usage, by_name = [_curl(line) for line in re.split(r"^(?=curl )", text, flags=re.MULTILINE) if line]
+    shown = {"message": "Event recorded successfully", "customer_id": "user-123"}
+    assert by_feature.json() | shown | {"feature_id": "ai-messages"} == by_feature.json()
+    assert by_name.json() | shown | {"event_name": "blog_post_generation"} == by_name.json()
+    assert (set_usage.status_code, set_usage.json()["code"]) == (422, "not_built")
+    counted(stack, tenant)
+    assert values(usage(stack, tenant), "feature") == {"ai-messages": "1", "blog-posts": "1"}
+
+
+def test_kanas_mutation_runs_as_it_stands(stack: RunningStack, tenant: Tenant) -> None:
+    """The guide's query, with its user and feature."""
+    assert httpx.post(f"{stack.api}/v1/catalog/customers", headers=tenant.headers, json={"id": "124"}).is_success
+    _feature(stack, tenant, "api-calls", [])
+    query = (_DOCUMENTS / "kana.graphql").read_text()
+    variables = {"input": {"userId": "124", "featureId": "api-calls", "delta": 1}}
+    assert _graphql(stack, tenant, query, variables) == {"data": {"createUsageEvent": True}}
+    counted(stack, tenant)
+    assert values(usage(stack, tenant), "feature") == {"api-calls": "1"}
+
+
+def _curl(line: str) -> httpx.Response:
+    """Does what the command line says."""
+    words = shlex.split(line.replace("\\\n", " "))
+    assert words[:2] == ["curl", "-X"]
+    assert len(words) == 10
+    method, url, *options = words[2:]
+    given = list(zip(options[::2], options[1::2], strict=True))
+    headers = dict(value.split(": ", 1) for option, value in given if option == "-H")
+    [body] = [value for option, value in given if option == "-d"]
+    assert json.loads(body)
+    return httpx.request(method, url, headers=headers, content=body)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipeline.adapters.catalog_log import CatalogClient
 from pipeline.adapters.catalog_log_fake import MemoryCatalogLog
-from pipeline.catalog import Catalog
+from pipeline.catalog import Account, Catalog, encode_account
 from pipeline.catalog_file import Change, apply_file, plan, read_catalog_file, render_plan
 from pipeline.catalog_input import CatalogError
 from pipeline.catalog_service import CatalogService
@@ -188,3 +188,22 @@ async def test_faults_of_all_objects_are_told_together(service: CatalogService) 
     with pytest.raises(CatalogError):
         await apply_file(service, read_catalog_file(text), account="acme")
     assert service.catalog.features("acme") == ()
+
+
+def test_an_account_says_where_segments_messages_have_the_fields() -> None:
+    """Dotted paths by the event's own names; a change of them alone is a change, and what is no field is told."""
+    catalog = Catalog()
+    text = "accounts: [{{id: acme, segment: {}}}]"
+    [created] = plan(catalog, read_catalog_file(text.format("{clientId: context.groupId}")), account="acme", now_us=0)
+    assert created.action == "create"
+    assert isinstance(created.after, Account)
+    catalog.apply(0, *encode_account(created.after, "0"))
+    kept = catalog.account("acme")
+    assert kept is not None
+    assert kept.segment == {"clientId": "context.groupId"}
+    for paths, action in (("{clientId: context.groupId}", "unchanged"), ('{eventName: ""}', "update")):
+        [change] = plan(catalog, read_catalog_file(text.format(paths)), account="acme", now_us=0)
+        assert change.action == action
+    for wrong in ("{client_id: userId}", "{clientId: 5}", "[]"):
+        with pytest.raises(CatalogError, match="segment"):
+            plan(catalog, read_catalog_file(text.format(wrong)), account="acme", now_us=0)

@@ -1,10 +1,12 @@
 """The application that the wire tests serve: real doors on a log and a catalog in memory."""
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from litestar import Litestar
 
@@ -19,13 +21,30 @@ from producers.memory_log import MemoryLog
 from producers.publisher import Publisher
 
 
+class HeldLog(MemoryLog):
+    """A log that says when a write has begun and acknowledges once it is told to, both by files of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    async def write(self, topic: str, value: bytes | None, **rest: Any) -> int:
+        """As the log in memory does, when the file `go` is there."""
+        (self._folder / "begun").touch()
+        while not (self._folder / "go").exists():  # noqa: ASYNC110 - another process makes the file
+            await asyncio.sleep(0.02)
+        return await super().write(topic, value, **rest)
+
+
 def make_app() -> Litestar:
     """Called by each serving process."""
     catalog_log = MemoryCatalogLog()
+    held = os.environ.get("SERVED_HELD_FOLDER")
+    log = MemoryLog() if held is None else HeldLog(Path(held))
     client = CatalogClient(catalog_log)
     catalog = CatalogService(client)
     intake = Intake(
-        Publisher(MemoryLog(), topic="events", partitions=6),
+        Publisher(log, topic="events", partitions=6),
         CatalogReader(catalog),
         clock_us=lambda: time.time_ns() // 1000,
         ahead_max_us=0,

@@ -50,7 +50,7 @@ async def test_a_bad_line_sinks_only_itself(doors: Doors) -> None:
         (gzip.compress(b" " * 20_000_000), "application/x-ndjson", "gzip", 413),
         (zstandard.compress(b" " * 20_000_000), "application/x-ndjson", "zstd", 413),
         (b"\n\n", "application/x-ndjson", "", 400),
-        (b"", "application/json", "", 422),
+        (b"", "application/json", "", 400),
         (json.dumps(EVENTS[0]).encode(), "application/json", "", 422),
         (b"{}\n" * 10_001, "application/x-ndjson", "", 413),
         (b"[1,2]", "application/json", "", 400),

@@ -188,3 +188,18 @@ async def test_the_schema_can_be_asked_for(doors: Doors) -> None:
         "featureId": ("NON_NULL", "String"),
         "delta": ("NON_NULL", "Int"),
     }
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "{ __schema { types { " + "fields { type { " * 10 + "name" + " } }" * 10 + " } } }",
+        "{ " + " ".join(f"a{n}: users {{ id }}" for n in range(101)) + " }",
+        "query Q { ...A } fragment A on Query { ...B } fragment B on Query { ...A }",
+    ],
+)
+async def test_documents_that_ask_for_too_much_are_refused(doors: Doors, query: str) -> None:
+    """By depth, by aliases, by circles: 400 with a code, before anything is looked up."""
+    answer = await doors.post("/graphql", {"query": query})
+    assert (answer.status_code, answer.json()["data"]) == (400, None), answer.text
+    assert {error["extensions"]["code"] for error in answer.json()["errors"]} == {"GRAPHQL_VALIDATION_FAILED"}

@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -21,6 +23,17 @@ EVENT = {"clientId": "c", "timestamp": "2026-01-01T00:00:00Z", "transactionId": 
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """Address and key of a running API on a log in memory; it stops cleanly on SIGTERM."""
     folder = tmp_path_factory.mktemp("served")
+    with _process(folder) as process:
+        try:
+            address = asyncio.run(_ready(process, folder / "ready"))
+            yield address, (folder / "key").read_text()
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) == 0
+
+
+def _process(folder: Path, **environment: str) -> "subprocess.Popen[bytes]":
+    """The API as a process of its own; its address and key will be in the folder."""
     told = folder / "ready"
     code = f"""
 from pathlib import Path
@@ -28,14 +41,8 @@ from producers.server import serve
 serve("served_app:make_app", host="127.0.0.1", port=0, ready_file=Path({str(told)!r}))
 """
     path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
-    environment = {**os.environ, "PYTHONPATH": path, "SERVED_KEY_FILE": str(folder / "key")}
-    with subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True) as process:
-        try:
-            address = asyncio.run(_ready(process, told))
-            yield address, (folder / "key").read_text()
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=20) == 0
+    given = {**os.environ, "PYTHONPATH": path, "SERVED_KEY_FILE": str(folder / "key"), **environment}
+    return subprocess.Popen([sys.executable, "-c", code], env=given, start_new_session=True)
 
 
 async def _ready(process: "subprocess.Popen[bytes]", told: Path) -> str:
@@ -97,3 +104,33 @@ def test_bad_input_on_the_wire(served: tuple[str, str]) -> None:
     headers = {"Authorization": key, "Content-Type": "application/json"}
     assert httpx.post(f"{address}/api/v1/events", content=chunks, headers=headers).status_code == 413
     assert httpx.get(f"{address}/livez").status_code == 200
+
+
+def test_what_was_accepted_is_answered_on_shutdown(tmp_path: Path) -> None:
+    """A request whose event is on its way when the process is told to stop gets its acknowledgement; then it ends."""
+    with _process(tmp_path, SERVED_HELD_FOLDER=str(tmp_path)) as process:
+        address = asyncio.run(_ready(process, tmp_path / "ready"))
+        key = (tmp_path / "key").read_text()
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(post, (address, key), "/api/v1/events", json.dumps(EVENT).encode())
+            _wait_for(tmp_path / "begun")
+            process.send_signal(signal.SIGTERM)
+            _wait_until_refused(address)
+            (tmp_path / "go").touch()
+            assert answer.result(timeout=60).json()["status"] == "received"
+        assert process.wait(timeout=60) == 0
+
+
+def _wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.02)  # another process makes the file
+
+
+def _wait_until_refused(address: str) -> None:
+    """Returns once the process takes no new connection: it has begun to stop."""
+    while True:
+        try:
+            httpx.get(f"{address}/livez", timeout=5)
+        except httpx.TransportError:
+            return
+        time.sleep(0.02)
