@@ -38,7 +38,8 @@ class Wire:
             "Content-Type": "application/x-ndjson",
             "User-Agent": f"tallystream-python/{_version()}",
         }
-        self._client: httpx.Client | None = None
+        # made here and not by the sender: it imports modules, and a fork in the midst of that leaves a child with halves
+        self._client: httpx.Client | None = self._connect()
 
     def post(self, batch: Sequence[Recorded]) -> Outcome:
         """What became of each event. Blocks up to the time-out; raises nothing that a network can cause."""
@@ -47,7 +48,7 @@ class Wire:
         if len(body) >= _GZIP_FROM_BYTES:
             body, headers = gzip.compress(body, _GZIP_LEVEL), {"Content-Encoding": "gzip"}
         if self._client is None:
-            self._client = httpx.Client(base_url=self._url, headers=self._headers, timeout=self._timeout_s)
+            self._client = self._connect()
         try:
             answer = self._client.post(_PATH, content=body, headers=headers)
         except httpx.HTTPError as error:  # also an answer that cannot be decoded: it may have been a good one
@@ -67,6 +68,9 @@ class Wire:
         if self._client is not None:
             self._client.close()
             self._client = None
+
+    def _connect(self) -> httpx.Client:
+        return httpx.Client(base_url=self._url, headers=self._headers, timeout=self._timeout_s)
 
 
 def _version() -> str:

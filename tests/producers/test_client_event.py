@@ -113,7 +113,10 @@ _numbers = (
     | st.floats(allow_nan=False)
 )
 _leaves = st.none() | st.booleans() | _texts | st.integers() | st.decimals(allow_nan=True) | st.floats()
-_documents = st.dictionaries(_texts, st.recursive(_leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_texts, inner, max_size=3), max_leaves=8), max_size=4)  # fmt: skip
+_values = st.recursive(
+    _leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_texts, inner, max_size=3), max_leaves=8
+)
+_documents = st.dictionaries(_texts, _values, max_size=4)
 
 
 def _server_says(fields: dict[str, Any]) -> Event | None:
@@ -146,8 +149,9 @@ def test_what_the_client_takes_as_data_arrives_exactly(data: dict[str, Any]) -> 
     """Decimals digit for digit; floats by their shortest form."""
     try:
         event = usage_event("c", data=data)
-    except InvalidEvent as error:
-        assert error.field.startswith("data")
+    except InvalidEvent:
+        with pytest.raises(EventError):
+            server.make_event(client_id="c", timestamp=0, arrival_us=0, ahead_max_us=0, data=_exact(data))
         return
     found = decoded(event.line).document
     assert found == parse_document(client._data(data).encode())
@@ -155,6 +159,7 @@ def test_what_the_client_takes_as_data_arrives_exactly(data: dict[str, Any]) -> 
 
 
 def _exact(value: Any) -> Any:
+    """Floats by their shortest form."""
     if isinstance(value, float):
         return Decimal(repr(value))
     if isinstance(value, dict):
@@ -162,6 +167,7 @@ def _exact(value: Any) -> Any:
     return [_exact(part) for part in value] if isinstance(value, list) else value
 
 
+_INSTANT = r"(1969|2016|2026|2099)-\d\d-[0-3]\d[Tt ][0-2]\d:\d\d:[0-6]\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)?"
 _zones = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 
 
@@ -169,8 +175,8 @@ _zones = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes
     st.datetimes(min_value=datetime(1960, 1, 1), max_value=datetime(2110, 1, 1), timezones=_zones).map(  # noqa: DTZ001
         lambda at: at.isoformat()
     )
-    | st.from_regex(r"(1969|2016|2026|2099)-\d\d-[0-3]\d[Tt ][0-2]\d:\d\d:[0-6]\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)?", fullmatch=True)
-)  # fmt: skip
+    | st.from_regex(_INSTANT, fullmatch=True)
+)
 def test_timestamps_are_judged_as_the_server_judges(text: str) -> None:
     """The same texts are instants, and the same ones."""
     try:
