@@ -38,7 +38,7 @@ class Wire:
             "Content-Type": "application/x-ndjson",
             "User-Agent": f"tallystream-python/{_version()}",
         }
-        # made here and not by the sender: it imports modules, and a fork in the midst of that leaves a child with halves
+        # made here, not by the sender: it imports modules, and a fork in the midst of that leaves a child with halves
         self._client: httpx.Client | None = self._connect()
 
     def post(self, batch: Sequence[Recorded]) -> Outcome:
