@@ -56,6 +56,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     format: str | None = None
     columns: Columns = Columns()
     dry_run: bool = False
+    mark_every_s: float = 0.25
     batch_lines_max: int = BATCH_LINES_MAX
     batch_bytes_max: int = BATCH_BYTES_MAX
 
@@ -207,6 +208,8 @@ class _Sending:
         self._rejects = _Rejects(rejects_path, path, append=append, keep_bytes=done.rejects_bytes)
         self._progress = progress
         self._mark = mark
+        self._mark_every_s = 0.0
+        self._last = done.line
 
     async def run(self, rules: Rules) -> None:
         """To the end of the file, or as far as it goes: what is under way when it ends is waited for and counted."""
@@ -214,6 +217,7 @@ class _Sending:
         if self._mark is not None:
             if self._mark.mark.done:
                 return
+            self._mark_every_s = rules.mark_every_s
             self._mark.mark.rejects_bytes = self._rejects.end()
             self._mark.save()
         prefix = self._mark.mark.ids if self._mark is not None else rules.new_id()
@@ -232,9 +236,9 @@ class _Sending:
                     batches.append(batch)
             finally:
                 await self._settle_the_rest(batches, under_way)
-        if self._mark is not None:
-            self._mark.mark.done = True
-            self._mark.save()
+            if self._mark is not None:
+                self._mark.mark.done = True
+                self._save()
 
     async def _deliver(self, batch: _Batch, rules: Rules) -> list[_Line]:
         """The rejected lines of the batch."""
@@ -251,21 +255,30 @@ class _Sending:
         if under_way:
             await asyncio.wait(under_way)
         failures: list[asyncio.Task[list[_Line]]] = []
+        unsettled = 0
         for batch, task in zip(batches, under_way, strict=True):
             if task.cancelled() or task.exception() is not None or failures:
                 failures.append(task)
-                self.summary.lines += len(batch.lines)
-                rejected = sum(line.event is None for line in batch.lines)
-                self.summary.unconfirmed += len(batch.lines) - rejected
-                self.summary.rejected += rejected
+                unsettled += len(batch.lines)
             else:
                 self._settle(batch, task.result())
+        self._save()
+        self.summary.lines += unsettled
+        self.summary.unconfirmed += unsettled
         if failures and not failures[0].cancelled() and (error := failures[0].exception()) is not None:
             raise error
+
+    def _save(self) -> None:
+        if self._mark is not None:
+            mark, summary = self._mark.mark, self.summary
+            mark.line, mark.lines, mark.sent, mark.rejected = self._last, summary.lines, summary.sent, summary.rejected
+            mark.without_id, mark.rejects_bytes = summary.without_id, self._rejects.end()
+            self._mark.save()
 
     def _settle(self, batch: _Batch, rejected: list[_Line]) -> None:
         """The batch is done, and all before it: its bad lines are written down, then the mark moves over it."""
         sent = len(batch.lines) - len(rejected)
+        self._last = batch.last
         self.summary.lines += len(batch.lines)
         self.summary.without_id += batch.without_id
         self.summary.sent += sent
@@ -273,11 +286,8 @@ class _Sending:
         for line in sorted(rejected, key=lambda line: line.row.number):
             self.summary.rejects_file = str(self._rejects.path)
             self._rejects.write(line)
-        if self._mark is not None:
-            mark, summary = self._mark.mark, self.summary
-            mark.line, mark.lines, mark.sent, mark.rejected = batch.last, summary.lines, summary.sent, summary.rejected
-            mark.without_id, mark.rejects_bytes = summary.without_id, self._rejects.end()
-            self._mark.save()
+        if self._mark is not None and self._mark.due(self._mark_every_s):
+            self._save()
         if self._progress is not None:
             self._progress(read_bytes=batch.read_bytes, sent=sent, rejected=len(rejected))
 
@@ -293,6 +303,8 @@ class _Rejects(AbstractContextManager["_Rejects"]):
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Self:
+        if self._keep_bytes and self.path.exists():
+            os.truncate(self.path, min(self._keep_bytes, self.path.stat().st_size))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -321,7 +333,6 @@ class _Rejects(AbstractContextManager["_Rejects"]):
     def _open(self) -> BinaryIO:
         keep = self._keep_bytes > 0 and self.path.exists()
         file = cast(BinaryIO, self.path.open("r+b" if keep else "w+b"))
-        file.truncate(self._keep_bytes if keep else 0)
         file.seek(0, os.SEEK_END)
         return file
 

@@ -2,12 +2,14 @@
 
 Rules: the mark is made, durably, before the first event is sent, and names what the ids of lines without one are made
 of; so the same line has the same id in every attempt. It moves only over what is acknowledged or in the rejects file,
-without gaps. It belongs to one content of the file and one place it is sent to; anything else is refused, never
-guessed. It is removed when all files of the command are sent.
+without gaps, and may lag behind: what lies between is sent again under its ids, which counts once. It belongs to one
+content of the file and one place it is sent to; anything else is refused, never guessed. It is removed when all files
+of the command are sent.
 """
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Self
@@ -40,6 +42,7 @@ class MarkFile:
 
     def __init__(self, path: Path, mark: Mark) -> None:
         self._path = path
+        self._saved_s = 0.0
         self.mark = mark
         self.resumed_at = mark.line
 
@@ -65,6 +68,10 @@ class MarkFile:
             )
         return cls(beside, found)
 
+    def due(self, every_s: float) -> bool:
+        """Whether it was last saved so long ago: a save waits for the disk."""
+        return time.monotonic() - self._saved_s >= every_s
+
     def save(self) -> None:
         """Durably, all or nothing."""
         beside = self._path.with_name(self._path.name + ".new")
@@ -73,6 +80,7 @@ class MarkFile:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(self._path)
+        self._saved_s = time.monotonic()
 
     def remove(self) -> None:
         """All is sent."""
