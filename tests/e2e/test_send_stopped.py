@@ -12,7 +12,7 @@ from waiting import until
 from pipeline.adapters.clickhouse import Store
 from producers.send_mark import mark_path
 
-LINES = 150_000
+LINES = 100_000
 
 
 def test_a_stopped_sending_goes_on_and_counts_each_line_once(

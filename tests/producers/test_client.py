@@ -62,7 +62,7 @@ def test_what_is_recorded_is_counted_once(
         ids += tally.record_many([{"client_id": "c", "event_name": "tokens", "value": "10"} for _ in range(700)])
         event = {"client_id": "c", "transaction_id": "mine", "timestamp": "2026-01-31T12:00:00+02:00"}
         tally.record_many([event, event])
-        assert tally.flush() == 0
+        assert tally.flush(120) == 0
     assert tally.stats() == Stats(recorded=1002, received=1002, batches=tally.stats().batches)
     until_counted(stack_store, tenant.account, [*ids, "mine"])
     query = "SELECT sum(value) FROM events WHERE account = {a:String} AND event_name = 'tokens'"
@@ -85,7 +85,7 @@ def test_a_refused_event_is_told_and_sinks_no_other(
         good = [tally.record("c") for _ in range(5)]
         bad = tally.record("c", timestamp=FAR_AHEAD)
         good += [tally.record("c") for _ in range(5)]
-        assert tally.flush() == 0
+        assert tally.flush(120) == 0
         assert (tally.stats().received, tally.stats().refused) == (10, 1)
     [(event, refusal)] = told
     assert (event.transaction_id, refusal.code, refusal.faults[0].field) == (bad, "bad_fields", "timestamp")
@@ -102,7 +102,7 @@ def test_lost_answers_count_nothing_twice(
     ):
         proxy.swallow(3, match=b"/v1/events/batch")
         ids = [tally.record("c") for _ in range(50)]
-        assert tally.flush() == 0
+        assert tally.flush(120) == 0
         assert proxy.swallowed >= 3
         assert tally.stats().retries >= 3
     until_counted(stack_store, tenant.account, ids)
@@ -126,7 +126,7 @@ def test_while_the_api_is_away_events_wait_or_are_refused_room(
                 waiting.start()
                 proxy.heal()
                 waiting.join()
-            assert tally.flush() == 0
+            assert tally.flush(120) == 0
             assert tally.stats() == Stats(
                 recorded=20, received=20, batches=tally.stats().batches, retries=tally.stats().retries
             )
@@ -154,7 +154,7 @@ def test_a_killed_program_loses_nothing_that_was_recorded(
                 program.send_signal(signal.SIGKILL)
                 said += [line.strip() for line in program.stdout if line.endswith("\n")]
     with Tally(stack.api, tenant.key, spool=tmp_path / "spool") as tally:
-        assert tally.flush() == 0
+        assert tally.flush(120) == 0
         # what was recorded and not said any more, one at each kill at most
         recorded = [*said, *(set(counted_soon(stack_store, tenant, len(said))) - set(said))]
     assert len(recorded) <= len(said) + 2
@@ -170,7 +170,7 @@ def counted_soon(store: Store, tenant: Tenant, count: int) -> list[str]:
 
 
 _FAMILY = """
-tally = Tally(URL, KEY, spool=SPOOL, sending=Sending(flush_every_s=60))
+tally = Tally(URL, KEY, spool=SPOOL, sending=Sending(flush_every_s=60, close_timeout_s=60))
 
 def record(count):
     for _ in range(count):
@@ -205,7 +205,7 @@ def test_forks_and_exits_send_what_each_process_recorded(
     assert len(said) == 13
     if spool is not None:  # whoever ended last may have left it to another that had ended its sending
         with Tally(stack.api, tenant.key, spool=spool) as tally:
-            assert tally.flush() == 0
+            assert tally.flush(120) == 0
     else:
         assert err == ""
     until_counted(stack_store, tenant.account, said)
@@ -251,7 +251,7 @@ def test_a_wrong_key_costs_no_event(stack: RunningStack, tenant: Tenant, stack_s
     told: Told = []
     with Tally(stack.api, "tally_wrong", on_error=note(told)) as tally:
         tally.record("c")
-        assert tally.flush() == 0
+        assert tally.flush(120) == 0
     assert [(refusal.code, refusal.status) for _, refusal in told] == [("denied", 401)]
     path = tmp_path / "spool"
     with Tally(stack.api, "tally_wrong", spool=path, sending=Sending(close_timeout_s=1)) as tally:
@@ -260,7 +260,7 @@ def test_a_wrong_key_costs_no_event(stack: RunningStack, tenant: Tenant, stack_s
             tally.flush(0.1)
         assert "401" in str(tally.stats().failing)
     with Tally(stack.api, tenant.key, spool=path) as tally:
-        assert tally.flush() == 0
+        assert tally.flush(120) == 0
     until_counted(stack_store, tenant.account, [kept])
 
 
@@ -291,7 +291,7 @@ async def test_the_client_for_asyncio(
         ids = await asyncio.gather(*(tally.record("c", value=n + 1) for n in range(50)))
         ids += await tally.record_many([{"client_id": "d"}, {"client_id": "e"}])
         bad = await tally.record("c", timestamp=FAR_AHEAD)
-        assert await tally.flush() == 0
+        assert await tally.flush(120) == 0
         assert tally.stats().received == 52
     assert told == [(asyncio.get_running_loop(), bad)]
     await asyncio.to_thread(until_counted, stack_store, tenant.account, ids)
@@ -314,7 +314,7 @@ async def test_a_full_queue_holds_a_task_and_not_its_loop(
             waiting.pop().cancel()
             proxy.heal()
             ids += await asyncio.gather(*waiting)
-            assert await tally.flush() == 0
+            assert await tally.flush(120) == 0
             assert tally.stats().recorded == 4
     await asyncio.to_thread(until_counted, stack_store, tenant.account, ids)
 
@@ -372,10 +372,9 @@ async def test_requests_are_recorded_and_never_harmed(
 ) -> None:
     """By both middlewares: answered, failed, without a customer, with a broken event_of, and with a full queue."""
     told: Told = []
-    queue = 1 if full else 1000
-    with Tally(
-        stack.api, tenant.key, on_error=note(told), queue_events_max=queue, sending=Sending(flush_every_s=60)
-    ) as tally:
+    url, queue = ("http://127.0.0.1:9", 1) if full else (stack.api, 1_000)
+    sending = Sending(flush_every_s=60, close_timeout_s=0.1 if full else 60)
+    with Tally(url, tenant.key, on_error=note(told), queue_events_max=queue, sending=sending) as tally:
         if full:
             tally.record("first")
         asgi = httpx.ASGITransport(app=MeteredASGI(asgi_app, tally, of_exchange))
@@ -387,7 +386,7 @@ async def test_requests_are_recorded_and_never_harmed(
                 await client.post("/fails", headers={"X-Customer": "c"})
         ask_plainly(MeteredWSGI(wsgi_app, tally, of_exchange))
     if full:
-        assert [refusal.code for _, refusal in told] == ["not_recorded"] * 4
+        assert [refusal.code for _, refusal in told] == [*["not_recorded"] * 4, "unsent"]
         return
     assert (told, tally.stats().received) == ([], 4)
     await asyncio.to_thread(counted_soon, stack_store, tenant, 4)
@@ -407,8 +406,9 @@ def of_call(call: Call) -> dict[str, object]:
 
 async def test_calls_are_recorded(stack: RunningStack, tenant: Tenant, stack_store: Store) -> None:
     """Of plain functions and coroutine functions, what they return and what they raise."""
-    with Tally(stack.api, tenant.key) as tally:
-        async with AsyncTally(stack.api, tenant.key) as other:
+    patient = Sending(close_timeout_s=60)
+    with Tally(stack.api, tenant.key, sending=patient) as tally:
+        async with AsyncTally(stack.api, tenant.key, sending=patient) as other:
 
             @metered(tally, of_call)
             def add(customer: str, first: int, *, second: int) -> int:
