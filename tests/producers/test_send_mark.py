@@ -23,7 +23,7 @@ FIELDS = {"clientId": "c", "timestamp": "2026-01-01T00:00:00Z"}
 
 
 class Killed(BaseException):
-    """What nobody has foreseen, in the midst of a delivery. A real kill is in `tests/e2e/test_send_stopped.py`."""
+    """What nobody has foreseen, in the midst of a delivery. A real kill is in `test_send_stopped.py`."""
 
 
 class Counting:
