@@ -70,8 +70,9 @@ from pipeline.reject import RejectedLine, RejectPosition, ReplayNote, parse_posi
 from pipeline.settings import Settings
 from pipeline.stages.mapping import Mappers
 from pipeline.transaction_id import new_transaction_id
-from producers.file_destinations import PATIENCE_S, ApiDestination, KafkaDestination
-from producers.files import FileRefused, Rules, Summary, input_bytes, send_files
+from producers.file_destinations import PATIENCE_S, ApiDestination, KafkaDestination, Nowhere
+from producers.file_rows import FORMATS, FileRefused, parse_columns
+from producers.files import Rules, Summary, input_bytes, send_files
 from producers.publisher import Publisher
 from producers.replay import Mends, Replayed, Replayer
 from producers.replay_progress import ReplayProgress
@@ -640,25 +641,52 @@ def keys_revoke(key_id: str, account: str | None) -> None:
 @click.option(
     "--rejects", type=click.Path(dir_okay=False, path_type=Path), help="Where bad lines go; default: FILE.rejects."
 )
+@click.option(
+    "--format", "format_", type=click.Choice(FORMATS), help="Of all FILES; default: by their names, or ndjson."
+)
+@click.option(
+    "--map", "maps", multiple=True, metavar="FIELD=COLUMN", help="Column of CSV or Parquet that is this field."
+)
+@click.option("--dry-run", is_flag=True, help="Check every line, write the rejects file, send nothing.")
 @click.option("--json", "as_json", is_flag=True)
 @_told
 def send(  # noqa: PLR0917 - click passes them by name
-    files: tuple[str, ...], account: str | None, url: str | None, key: str | None, rejects: Path | None, as_json: bool
+    files: tuple[str, ...],
+    account: str | None,
+    url: str | None,
+    key: str | None,
+    rejects: Path | None,
+    format_: str | None,
+    maps: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
-    """Send FILES of events (NDJSON, also .gz; - for standard input). Exits 1 if any line was rejected."""
+    """Send FILES of events (NDJSON, CSV, Parquet, also .gz; - for standard input). Exits 1 if any line was rejected.
+
+    A sending that was interrupted or killed goes on where it stopped when the same command is given again.
+    """
     settings = _settings()
     if url and not key:
         raise click.UsageError("--api needs --key, or TALLY_API_KEY in the environment")
-    rules = Rules(clock_us=_now_us, new_id=new_transaction_id, ahead_max_us=settings.ahead_max_hours * 3_600_000_000)
+    rules = Rules(
+        clock_us=_now_us,
+        new_id=new_transaction_id,
+        ahead_max_us=settings.ahead_max_hours * 3_600_000_000,
+        format=format_,
+        columns=parse_columns(maps),
+        dry_run=dry_run,
+    )
+    to = account or settings.default_account
 
     async def run() -> Summary:
-        sender = partial(send_files, files, rules=rules, rejects_path=rejects)
+        sender = partial(send_files, files, rules=rules, to=url or f"account {to}", rejects_path=rejects)
         with SendProgress(Console(stderr=True), input_bytes(files)) as bar:
+            if dry_run:
+                return await sender(destination=Nowhere(), progress=bar)
             if url and key:
                 async with ApiDestination(url, key) as destination:
                     return await sender(destination=destination, progress=bar)
             async with _publishing(settings) as (publisher, version):
-                to = account or settings.default_account
                 direct = KafkaDestination(publisher, account=to, catalog_version=version)
                 return await sender(destination=direct, progress=bar)
 
@@ -666,6 +694,8 @@ def send(  # noqa: PLR0917 - click passes them by name
         summary = asyncio.run(run())
     except FileNotFoundError as error:
         raise _failure(f"{error.filename}: no such file") from error
+    except KeyboardInterrupt as error:
+        raise _failure("interrupted; the same command goes on where this one stopped") from error
     if as_json:
         _print_json(summary.as_json())
     else:

@@ -27,6 +27,14 @@ _RETRIED: Final = frozenset({429, 500, 502, 503, 504})
 Faults = tuple[FieldError, ...]
 
 
+class Nowhere:
+    """The destination of a dry run, which delivers nothing."""
+
+    async def deliver(self, events: Sequence[Event]) -> Sequence[Faults]:
+        """Raises RuntimeError: nothing may come here."""
+        raise RuntimeError(f"a dry run would have sent {len(events)} events")
+
+
 class KafkaDestination:
     """Publishes to the events topic for one account. `catalog_version`: what the worker must at least have read."""
 

@@ -1,6 +1,8 @@
 """The doors of one process on a log and a catalog in memory; everything between is the real thing."""
 
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,6 +17,8 @@ from producers.api import Services, build_app
 from producers.intake import CatalogReader, Intake
 from producers.memory_log import MemoryLog
 from producers.publisher import Publisher
+
+sys.path.append(str(Path(__file__).parents[1] / "faults"))  # the proxy, for tests of what networks do to clients
 
 
 @pytest.fixture

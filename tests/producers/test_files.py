@@ -19,7 +19,8 @@ from rich.console import Console
 from pipeline.event import Event, FieldError
 from pipeline.transaction_id import new_transaction_id
 from producers.file_destinations import ApiDestination, KafkaDestination
-from producers.files import DestinationAway, FileRefused, Rules, Summary, input_bytes, send_files
+from producers.file_rows import FileRefused
+from producers.files import DestinationAway, Rules, Summary, input_bytes, send_files
 from producers.memory_log import MemoryLog
 from producers.publisher import Publisher
 from producers.send_progress import SendProgress
