@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from client_programs import proxy_to
 from running_stack import RunningStack, Tenant
 
@@ -17,6 +18,7 @@ LINES = 150_000  # thirty batches, of which four are on their way at a time
 ANSWER_S = 2.0  # how long each answer takes, so that there is a midst on any machine
 
 
+@pytest.mark.faults
 def test_a_stopped_sending_goes_on_and_counts_each_line_once(
     stack: RunningStack, tenant: Tenant, stack_store: Store, tmp_path: Path
 ) -> None:
