@@ -103,6 +103,9 @@ class Tails:
             leaving = asyncio.create_task(_left(receive), name="tail's reader")
             try:
                 await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                if writing.done():
+                    with suppress(TimeoutError):  # cut off: it took not even the last event
+                        await writing
             finally:
                 self._running[account] -= 1
                 for task in (writing, leaving):

@@ -265,7 +265,6 @@ def test_a_tail_tells_each_line_once_and_goes_on_where_it_was(stack: RunningStac
     told = stack.tally("tail", "--account", sent.tenant.account, "--after", start, "--count", "5", "--json")
     lines_told = [json.loads(line) for line in told.splitlines()]
     assert [(line["verdict"], line["transaction_id"]) for line in lines_told] == wanted
-    assert lines_told[1]["token"] == middle
     assert lines_told[0]["data"] == {"text": "two\nlines"}
     page = stack.tally("tail", "--account", sent.tenant.account, "--after", middle, "--count", "2")
     assert "clientId: " in page
