@@ -35,12 +35,16 @@ from consumers.audit_progress import AuditProgress
 from consumers.audit_repair import Repairer
 from consumers.auditor import Audited, RunningAudit
 from consumers.documents import audited_document
+from consumers.inspected import VERDICTS
+from consumers.inspector import Inspector, line_filter, line_query
+from consumers.inspector_lines import render_found
 from consumers.receipt_tables import render_receipt
 from consumers.receipts import Receipt, ReceiptError, ReceiptReader, UnknownTransaction
 from consumers.reject_tables import render_reject, render_rejects
 from consumers.rejects import RejectFilter, RejectsReader, write_notes
 from consumers.sql_query import SqlRefused, run_sql
 from consumers.tables import render_audit, render_usage
+from consumers.tail import Tail, TokenError
 from consumers.usage import UsageError
 from consumers.usage_params import instant_from, period_from, query_from
 from consumers.usage_reader import UsageReader
@@ -96,6 +100,7 @@ _FAILURES = (
     SqlRefused,
     StoreError,
     StoreUnavailable,
+    TokenError,
     TopicMismatch,
     UsageError,
 )
@@ -415,9 +420,10 @@ def make_api() -> "Litestar":
     from litestar.di import Provide  # noqa: PLC0415
 
     from consumers.api import usage_router  # noqa: PLC0415
-    from consumers.receipt_api import hidden_receipt_handler, receipt_router  # noqa: PLC0415
+    from consumers.inspector_api import Tails, inspector_handlers  # noqa: PLC0415
+    from consumers.receipt_api import hidden_receipt_handler, receipt_router, respond  # noqa: PLC0415
     from producers.api import Services, build_app  # noqa: PLC0415
-    from producers.auth import needs  # noqa: PLC0415
+    from producers.auth import key_of, needs  # noqa: PLC0415
     from producers.catalog_api import catalog_router  # noqa: PLC0415
     from producers.intake import CatalogReader, Intake  # noqa: PLC0415
 
@@ -438,11 +444,15 @@ def make_api() -> "Litestar":
         new_id=new_transaction_id,
     )
 
+    inspector = Inspector(store, reader.progress, topic=settings.topic_events)
+    tails = Tails(lambda chosen, token: Tail(store, chosen, topic=settings.topic_events, token=token))
+
     @asynccontextmanager
     async def connected(_: "Litestar") -> AsyncIterator[None]:
         await until_connected(writer.start, LogUnavailable)
         await until_connected(client.start, CatalogUnavailable)
         yield
+        tails.stop()
         await client.stop()
         await ranges.stop()
         await writer.stop()
@@ -455,7 +465,23 @@ def make_api() -> "Litestar":
         account: str = request.state.principal.account
         return account
 
+    def permitted_of(request: Request[Any, Any, Any]) -> Callable[[], bool]:
+        key = key_of(request)
+
+        def permitted() -> bool:
+            found = service.principal(key)
+            return found is not None and bool(found.scopes & {"read", "admin"})
+
+        return permitted
+
     account = Provide(account_of, sync_to_thread=False)
+    inspecting = inspector_handlers(
+        lambda of, given: inspector.page(line_query(given, of, datetime.now(UTC))),
+        tails,
+        partial(respond, receipts.receipt),
+        [needs("read")],
+        {"account": account, "permitted": Provide(permitted_of, sync_to_thread=False)},
+    )
     reading = Router(
         path="/",
         guards=[needs("read")],
@@ -464,7 +490,12 @@ def make_api() -> "Litestar":
     )
     return build_app(
         Services(intake, {"kafka": kafka_answers}),
-        [catalog_router(service), reading, hidden_receipt_handler(receipts.receipt, [needs("read")], account)],
+        [
+            catalog_router(service),
+            reading,
+            *inspecting,
+            hidden_receipt_handler(receipts.receipt, [needs("read")], account),
+        ],
         version=metadata.version("tallystream"),
         lifespan=[connected],
     )
@@ -798,6 +829,46 @@ def receipt(transaction_id: str, account: str | None, fmt: str | None) -> None:
     shape: Any = fmt or "table"
     click.echo(render_receipt(found, shape, Console()), nl=False)
     sys.exit(0 if found.verdict == "accepted" else 1)
+
+
+@cli.command()
+@click.option("--account", help="Default: TALLY_DEFAULT_ACCOUNT.")
+@click.option("--verdict", "verdicts", multiple=True, type=click.Choice(VERDICTS), help="May be given more than once.")
+@click.option("--customer", help="Of this customer.")
+@click.option("--event-name", help="Of this name.")
+@click.option("--transaction-id", help="With this id.")
+@click.option("--transaction-id-prefix", help="With ids that begin so.")
+@click.option("--after", "token", help="Go on after this token, which --json gives with each line.")
+@click.option("--count", type=click.IntRange(1), help="End after so many lines; without it, with Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@_told
+def tail(
+    account: str | None, verdicts: tuple[str, ...], token: str | None, count: int | None, as_json: bool, **texts: Any
+) -> None:
+    """Show what comes in as it is counted, line by line with its verdict."""
+    settings = _settings()
+    given = {name: value for name, value in texts.items() if value is not None}
+    if verdicts:
+        given["verdict"] = ",".join(verdicts)
+    chosen = line_filter(account or settings.default_account, given)
+    follower = Tail(Store(settings), chosen, topic=settings.topic_events, token=token)
+    console = Console()
+    _say(f"{chosen.account}: what comes in from now on; Ctrl-C ends it" if token is None else chosen.account)
+    shown = 0
+    try:
+        while count is None or shown < count:
+            look = follower.look(_TAIL_LINES if count is None else min(_TAIL_LINES, count - shown))
+            for one in look.found:
+                click.echo(render_found(one, "json" if as_json else "table", console), nl=False)
+            shown += len(look.found)
+            if not look.more:
+                time.sleep(_TAIL_EVERY_S)
+    except KeyboardInterrupt:
+        return
+
+
+_TAIL_LINES = 100
+_TAIL_EVERY_S = 1.0
 
 
 @cli.group()

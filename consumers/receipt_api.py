@@ -54,29 +54,30 @@ def receipt_router(answer: Answer) -> Router:
     ) -> Response[Receipt]:
         """The receipt of a transactionId: verdict, position, times seen, features moved, block, rollup cells. Percent-
         encode every character of the id that is not a letter or digit."""
-        return await _respond(answer, request, account)
+        return await respond(answer, request, account)
 
-    return Router(path="/v1/events", route_handlers=[receipt], exception_handlers=_HANDLERS, tags=["events"])
+    return Router(path="/v1/events", route_handlers=[receipt], exception_handlers=RECEIPT_HANDLERS, tags=["events"])
 
 
 def hidden_receipt_handler(answer: Answer, guards: Sequence[Guard], account: Provide) -> HTTPRouteHandler:
-    """The same for ids that the paths of other routes would hide: `batch`, and one that is a slash. By itself: two
-    routers cannot both answer a path's OPTIONS."""
+    """The same for the id that another route's path would hide: `batch`. By itself: two routers cannot both answer a
+    path's OPTIONS. Ids that look like the inspector's paths are its own to tell apart (consumers.inspector_api)."""
 
     @get(
-        ["/v1/events", "/v1/events/batch"],
+        "/v1/events/batch",
         include_in_schema=False,
         guards=list(guards),
         dependencies={"account": account},
-        exception_handlers=_HANDLERS,
+        exception_handlers=RECEIPT_HANDLERS,
     )
     async def hidden_receipt(request: _Request, account: NamedDependency[str]) -> Response[Receipt]:
-        return await _respond(answer, request, account)
+        return await respond(answer, request, account)
 
     return hidden_receipt
 
 
-async def _respond(answer: Answer, request: _Request, account: str) -> Response[Receipt]:
+async def respond(answer: Answer, request: _Request, account: str) -> Response[Receipt]:
+    """The receipt of the id in the request's path. Raises what RECEIPT_HANDLERS answer."""
     found = await answer(account, _identity(request))
     if found.verdict in _WAITING:
         return Response(found, status_code=202, headers={"Retry-After": str(RETRY_AFTER_S)})
@@ -105,4 +106,4 @@ def _wrong(_: _Request, error: ReceiptError) -> Response[dict[str, Any]]:
     return problem(422, "No transactionId", str(error), errors=[fault], code="bad_fields")
 
 
-_HANDLERS: Final[ExceptionHandlersMap] = {UnknownTransaction: _unknown, ReceiptError: _wrong, **STORE_HANDLERS}
+RECEIPT_HANDLERS: Final[ExceptionHandlersMap] = {UnknownTransaction: _unknown, ReceiptError: _wrong, **STORE_HANDLERS}

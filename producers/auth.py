@@ -82,6 +82,11 @@ def principal_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:
     return principal
 
 
+def key_of(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
+    """The key that the request carries: for answers that go on for long, to ask again whether it still is good."""
+    return _secret(connection.headers)
+
+
 def unauthenticated(detail: str, header: str = "Authorization") -> Problem:
     """A 401 with the challenge that HTTP asks for."""
     return Problem(
