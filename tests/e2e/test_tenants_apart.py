@@ -57,7 +57,21 @@ class World:
 
 
 _LISTS: Final = tuple(f"/v1/catalog/{kind}" for kind in ("customers", "dimensions", "features", "keys"))
-_IDS: Final = ("create", "events", "autumn", "track", "batch")
+_IDS: Final = (
+    "create",
+    "events",
+    "autumn",
+    "track",
+    "batch",
+    "balances",
+    "many",
+    "seg-track",
+    "seg-batch",
+    "seg-import",
+)
+
+
+_METERED: Final = sum(not name.startswith("seg-") for name in _IDS)  # Segment's name feeds no feature
 
 
 def _define(party: Party) -> None:
@@ -76,6 +90,12 @@ def _send(party: Party, value: int) -> None:
     party.call("POST", "/api/v1/events", json=[{**kable, "transactionId": "events"}])
     party.call("POST", "/v1/events", json={**autumn, "idempotency_key": "autumn"})
     party.call("POST", "/v1/track", json={**autumn, "idempotency_key": "track"})
+    party.call("POST", "/v1/balances.track", json={**autumn, "idempotency_key": "balances"})
+    party.call("POST", "/v1/balances.batch_track", 202, json=[{**autumn, "idempotency_key": "many"}])
+    message = {"userId": "c", "event": "s", "timestamp": _TIME, "properties": {"d": party.name}, "type": "track"}
+    party.call("POST", "/segment/v1/track", json={**message, "messageId": "seg-track"})
+    for path in ("batch", "import"):
+        party.call("POST", f"/segment/v1/{path}", json={"batch": [{**message, "messageId": f"seg-{path}"}]})
     line = json.dumps({**kable, "transactionId": "batch"})
     party.call("POST", "/v1/events/batch", content=line, headers={"Content-Type": "application/x-ndjson"})
     made = party.graphql(f'mutation {{ createUsageEvent(input: {{userId: "c", featureId: "f", delta: {value}}}) }}')
@@ -95,11 +115,11 @@ def world(stack: RunningStack) -> Iterator[World]:
         party.http.close()
 
 
-def _own_event(identity: str) -> Callable[[World], None]:
+def _own_event(identity: str, *, valued: bool = True) -> Callable[[World], None]:
     """The same id through the same door: each has its own, accepted, with its own content."""
 
     def check(world: World) -> None:
-        for party, value in ((world.mine, "7"), (world.theirs, "5")):
+        for party, value in ((world.mine, "7" if valued else "1"), (world.theirs, "5" if valued else "1")):
             (line,) = party.call("GET", f"/v1/events?start=2020-01-01&transaction_id={identity}")["data"]
             assert (line["verdict"], line["value"], line["data"]) == ("accepted", value, {"d": party.name})
 
@@ -137,7 +157,7 @@ def _usage(path: str) -> Callable[[World], None]:
         assert answer["account"] == world.mine.tenant.account
         assert "theirs" not in json.dumps(answer)
         assert sum(int(row["value"]) for row in answer["data"]) % 7 == 0
-        assert sum(row["events"] for row in answer["data"]) >= len(_IDS)
+        assert sum(row["events"] for row in answer["data"]) >= _METERED
 
     return check
 
@@ -210,6 +230,27 @@ _CASES: Final[dict[str, Callable[[World], None]]] = {
     "POST /v1/events": _own_event("autumn"),
     "POST /v1/track": _own_event("track"),
     "POST /v1/events/batch": _own_event("batch"),
+    "POST /v1/balances.track": _own_event("balances"),
+    "POST /v1/balances.batch_track": _own_event("many"),
+    "POST /segment/v1/track": _own_event("seg-track", valued=False),
+    "POST /segment/v1/batch": _own_event("seg-batch", valued=False),
+    "POST /segment/v1/import": _own_event("seg-import", valued=False),
+    "POST /v1/balances.check": _refused(
+        "POST", "/v1/balances.check", 404, {"customer_id": "c", "feature_id": "only-theirs"}
+    ),
+    "POST /v1/balances.update": _refused(
+        "POST", "/v1/balances.update", 422, {"customer_id": "c", "feature_id": "f", "value": 1}
+    ),
+    "POST /v1/customers": _own("POST", "/v1/customers", {"id": "c"}),
+    "POST /v1/customers.get_or_create": _own("POST", "/v1/customers.get_or_create", {"customer_id": "c"}),
+    "POST /v1/customers.get": _refused("POST", "/v1/customers.get", 404, {"customer_id": "only-theirs"}),
+    "GET /v1/customers/{customer_id:str}": _refused("GET", "/v1/customers/only-theirs", 404),
+    "POST /v1/customers/{customer_id:str}/balances": _refused("POST", "/v1/customers/only-theirs/balances", 422, {}),
+    "POST /v1/features.list": _own("POST", "/v1/features.list", {}),
+    "POST /v1/features.get": _refused("POST", "/v1/features.get", 404, {"feature_id": "only-theirs"}),
+    "GET /graphql": _nobody("/graphql"),
+    "GET /docs": _nobody("/docs"),
+    "GET /assets/{name:str}": _nobody("/assets/docs.js"),
     "POST /graphql": _graphql,
     "POST /v1/check": _refused("POST", "/v1/check", 404, {"customer_id": "c", "feature_id": "only-theirs"}),
     "POST /v1/usage": _refused("POST", "/v1/usage", 422, {"customer_id": "c", "feature_id": "f", "value": 1}),
@@ -231,6 +272,8 @@ _CASES: Final[dict[str, Callable[[World], None]]] = {
     "GET /": _nobody("/"),
     "GET /{path:str}": _nobody("/anything"),
 }
+for _call in ("screen", "identify", "group", "alias", "page"):
+    _CASES[f"POST /segment/v1/{_call}"] = _own("POST", f"/segment/v1/{_call}", {"userId": "c", "messageId": "x"})
 for _kind, _id, _body in (
     ("features", "feature_id", {"id": "new", "name": "mine"}),
     ("customers", "customer_id", {"id": "new", "name": "mine"}),
