@@ -169,7 +169,7 @@ def _kill_at_points_at_once(cluster: Cluster, draw: random.Random) -> None:
     points = [*_KILLED_AT]
     armed = {}
     for name in names:
-        armed[name] = draw.choices(points, [1 / (1 + cluster.hits[point]) ** 2 for point in points])[0]
+        armed[name] = draw.choices(points, [1 / (1 + cluster.hits[point]) ** 4 for point in points])[0]
         points.remove(armed[name])
         cluster.arm(name, f"{armed[name]}:{_times(armed[name], draw)}:kill")
     end = time.monotonic() + _AT_ONCE_S

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -93,6 +94,10 @@ class Driver:
     def close(self) -> None:
         """Gives connections back."""
         self._oracle.close()
+
+    def know_hits(self, hits: Mapping[str, int]) -> None:
+        """Strikes of points in rounds before, so that what was struck least is drawn most."""
+        self._cluster.hits.update(hits)
 
     def audit(self, report: Report) -> None:
         """The whole store, as an operator audits it."""
@@ -210,6 +215,14 @@ def record(rounds: Sequence[Round], results: Path = RESULTS) -> None:
             file.write(json.dumps(row) + "\n")
 
 
+def recorded_hits(results: Path = RESULTS) -> Counter[str]:
+    """Strikes of each point over all recorded rounds."""
+    hits: Counter[str] = Counter()
+    for line in results.read_text().splitlines() if results.exists() else ():
+        hits.update(json.loads(line).get("hits", {}))
+    return hits
+
+
 # ------------------------------------------------------------------------------------------------ the program
 
 
@@ -241,6 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ExitStack() as stack, _progress(console) as bar:
         bar.task("starting the cluster")
         driver = _driver(stack, folder, options.workers, chosen, bar.say)
+        driver.know_hits(recorded_hits() if options.record else {})
         budget.begun = time.monotonic()
         faults = iter(chosen) if options.rounds == 1 else deck(seed, chosen, options.hits)
         seeds = iter(options.seeds) if options.seeds else iter(range(seed, seed + (1 << 30)))
