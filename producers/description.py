@@ -401,6 +401,7 @@ _BODIES: Final[dict[str, dict[str, Schema]]] = {
     **{f"/segment/v1/{call}": _ANY for call in NOT_METERED},
     **{f"/v1/catalog/{section}": {_JSON: {"schema": _ref(f"New{name}")}} for section, name in _DEFINITIONS.items()},
 }
+_OWN_ANSWERS: Final = {("/v1/events", "get"), ("/v1/events/batch", "get")}  # as their handlers describe them
 _ANSWERS: Final[dict[str, Schema]] = {
     "/api/v1/events": _ref("Verdicts"),
     "/api/v1/events/create": _ref("Verdicts"),
@@ -471,8 +472,10 @@ def _responses(path: str, method: str, given: Mapping[str, Any]) -> dict[str, An
         refused["content"] = {_JSON: {"schema": _ref("GraphqlAnswer")}}
     if path in _NEVER or (path, method) == ("/v1/usage", "post"):
         return {"default": refused}
-    answers = {status: answer for status, answer in given.items() if status.startswith("2")}
-    schema = _ANSWERS.get(path) or _of_catalog(path, method)
+    # the framework tells 400 of every operation, in a shape of its own
+    answers = {status: answer for status, answer in given.items() if status != "400"}
+    schema = _ANSWERS.get(path) if (path, method) not in _OWN_ANSWERS else None
+    schema = schema or _of_catalog(path, method)
     if schema is not None:
         answers = {s: {**answer, "content": {_JSON: {"schema": schema}}} for s, answer in answers.items()}
     if path.startswith("/api/v1/events"):

@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -242,6 +243,8 @@ def test_a_tail_tells_each_line_once_and_goes_on_where_it_was(stack: RunningStac
     sent = Sent(stack)
     send(stack, sent.tenant.account, [(event(transactionId="before"), 0)])
     sent.until_listed(1)
+    listed = datetime.now(UTC)  # in the store; a tail begins after what workers have reported as counted
+    until(lambda: datetime.fromisoformat(sent.page()["complete_until"]) > listed, why="that is reported")
     with (
         _tail(stack, sent.tenant.headers) as reading,
         _tail(stack, sent.tenant.headers, verdict="rejected") as narrowed,
