@@ -167,7 +167,8 @@ class Driver:
         self._say(fault.name)
         time.sleep(draw.random())
         try:
-            fault.inject(self._cluster, random.Random(f"{found.seed} {fault.name}"))
+            position = len(found.struck) + len(found.missed)  # the same fault again draws anew
+            fault.inject(self._cluster, random.Random(f"{found.seed} {position} {fault.name}"))
         except NotStruck as why:
             found.missed.append(f"{fault.name}: {why}")
         else:
