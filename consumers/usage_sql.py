@@ -9,7 +9,7 @@ was withdrawn) comes from facts entirely. Values are bound by the server, never 
 
 # ruff: noqa: S608 - the parts are constants of this module; values are bound by the server
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal
@@ -351,6 +351,11 @@ class _Parts:
         where.append(self._ranges(rollup.column, rollup.type, cells, prefix))
         return _select([*columns, *states], rollup.table, where)
 
+    def _values_asked(self, text_of: Callable[[int], str]) -> list[str]:
+        """Conditions on the dimensions of which one value is asked for."""
+        asked = (i for i in range(len(self.dimensions)) if f"value_{i}" in self.parameters)
+        return [f"{text_of(i)} = {{value_{i}:String}}" for i in asked]
+
     def shapes_branches(self, periods: Sequence[Period]) -> list[str]:
         """Cells of the projection, and the corrections of the same time."""
         groups = self._keys("timestamp")
@@ -359,11 +364,7 @@ class _Parts:
         where = ["account = {account:String}", "kind = 'delta'", *self._customer()]
         where.append("hasAny(`meters.feature`, {features:Array(String)})")
         where += [f"{self._at(i)} > 0" for i in range(len(self.dimensions))]
-        where += [
-            f"{self._text(i)} = {{value_{i}:String}}"
-            for i in range(len(self.dimensions))
-            if f"value_{i}" in self.parameters
-        ]
+        where += self._values_asked(self._text)
         where.append(self._ranges(_SHAPES_CELL, "DateTime('UTC')", periods, "shape"))
         keys = [*plain, "`meters.feature`", *(f"dimension_text_{i}" for i in range(len(self.dimensions)))]
         selected = [*plain, "`meters.feature`", *texts, "count() AS n", f"{_SHAPES_SUMS} AS quantities"]
@@ -454,11 +455,7 @@ class _Parts:
         if not self.query.by_events:
             where.append("hasAny(`meters.feature`, {features:Array(String)})")
         where += [f"dimension_at_{i} > 0" for i in range(len(self.dimensions))]
-        where += [
-            f"dims.text[dimension_at_{i}] = {{value_{i}:String}}"
-            for i in range(len(self.dimensions))
-            if f"value_{i}" in self.parameters
-        ]
+        where += self._values_asked("dims.text[dimension_at_{}]".format)
         if self.query.number is not None:
             where.append("number_at > 0")
         instant = "DateTime64(6, 'UTC')"

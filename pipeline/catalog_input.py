@@ -12,7 +12,7 @@ from typing import Any, Final, TypeGuard, get_args
 import msgspec
 
 from pipeline.catalog import Account, Aggregation, Customer, Dimension, DimensionType, Feature, FeatureType, Mode, Scope
-from pipeline.event import ID_CHARS_MAX, FieldError, format_timestamp, parse_timestamp
+from pipeline.event import EVENT_FIELDS, ID_CHARS_MAX, FieldError, format_timestamp, parse_timestamp
 
 NAME_CHARS_MAX: Final = 1024
 METADATA_BYTES_MAX: Final = 16 * 1024
@@ -38,16 +38,8 @@ FEATURE_FIELDS: Final = (
 DIMENSION_FIELDS: Final = ("key", "type", "effective_from", "archived")
 CUSTOMER_FIELDS: Final = ("id", "name", "email", "metadata")
 ACCOUNT_FIELDS: Final = ("id", "name", "segment")
-SEGMENT_FIELDS: Final = (
-    "clientId",
-    "timestamp",
-    "transactionId",
-    "eventName",
-    "featureId",
-    "value",
-    "entityId",
-    "data",
-)
+# what is a correction no Segment library says
+SEGMENT_FIELDS: Final = tuple(name for name in EVENT_FIELDS if name not in ("kind", "targetId"))
 KEY_FIELDS: Final = ("name", "scopes", "mode")
 
 

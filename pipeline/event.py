@@ -36,7 +36,7 @@ TAG_NULL: Final = 0x9B97_F4A8_6E75_6C6C
 TAG_NONE: Final = 0xD6E8_FEB8_6E6F_6E65
 TAG_EVENT: Final = 0x6576_656E_74
 
-_FIELDS: Final = (
+EVENT_FIELDS: Final = (
     "clientId",
     "timestamp",
     "transactionId",
@@ -637,9 +637,9 @@ def _decode_slowly(line: bytes, arrival_us: int, ahead_max_us: int, timestamp_de
     """The same verdict as the fast path, with every fault found and named."""
     fields = _strict_fields(line)
     errors = [
-        FieldError(name, "unknown_field", f"is no field of an event; fields are {', '.join(_FIELDS)}")
+        FieldError(name, "unknown_field", f"is no field of an event; fields are {', '.join(EVENT_FIELDS)}")
         for name in fields
-        if name not in _FIELDS
+        if name not in EVENT_FIELDS
     ]
     raw_data = _raw_data(line) if isinstance(fields.get("data"), dict) else None
     timestamp = fields.get("timestamp")

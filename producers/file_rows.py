@@ -20,7 +20,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.event import LINE_BYTES_MAX, EventError, FieldError, parse_document
+from pipeline.event import EVENT_FIELDS, LINE_BYTES_MAX, EventError, FieldError, parse_document
 
 STDIN: Final = "-"
 Format = Literal["ndjson", "csv", "parquet"]
@@ -30,20 +30,6 @@ _GZIP_MAGIC: Final = b"\x1f\x8b"
 _PARQUET_ROWS: Final = 5_000
 _LEFT_OUT: Final = "-"
 _DATA: Final = "data."
-_FIELDS: Final = frozenset(
-    {
-        "clientId",
-        "timestamp",
-        "transactionId",
-        "eventName",
-        "featureId",
-        "value",
-        "kind",
-        "targetId",
-        "entityId",
-        "data",
-    }
-)
 
 
 class FileRefused(ValueError):  # noqa: N818 - told to the user before anything is sent
@@ -87,7 +73,7 @@ class Columns(msgspec.Struct, frozen=True):
 
     def _target(self, column: str) -> Target | None:
         target = self.named.get(column)
-        if target is None and column not in _FIELDS and not column.startswith(_DATA):
+        if target is None and column not in EVENT_FIELDS and not column.startswith(_DATA):
             raise FileRefused(
                 f"the column {column!r} is no field of an event; name its field with --map FIELD={column}, keep it "
                 f"with --map data.{column}={column}, or leave it out with --map -={column}"
@@ -102,7 +88,7 @@ def parse_columns(given: Iterable[str]) -> Columns:
     for text in given:
         field, equals, column = text.partition("=")
         name, colon, kind = field.partition(":")
-        known = name in _FIELDS or name == _LEFT_OUT or (len(name) > len(_DATA) and name.startswith(_DATA))
+        known = name in EVENT_FIELDS or name == _LEFT_OUT or (len(name) > len(_DATA) and name.startswith(_DATA))
         if not equals or not column or not known or (colon and (kind != "number" or not name.startswith(_DATA))):
             raise FileRefused(f"--map {text}: write FIELD=COLUMN, data.KEY=COLUMN, data.KEY:number=COLUMN or -=COLUMN")
         if column in named:

@@ -444,8 +444,7 @@ class BlockStore:
             rows = rows.filter(pc.equal(months, month)).drop_columns(["content_hash"])
         else:
             rows = rows.select(["partition", "id_hash", "epoch", "offset", "line", "content_hash", "append_time"])
-        token = f"{block.token}:repair:{table}:{month}"
-        self._store.insert_arrow(table, rows, {"insert_deduplication_token": token, **_WHOLE})
+        self._store.insert_arrow(table, rows, _repair(block, table, month))
 
     def _insert_from_facts(self, table: str, month: int, block: Block) -> None:
         """Runs the rollup's own view over the block's facts of one month.
@@ -466,8 +465,12 @@ class BlockStore:
         ).rows
         as_stored = ", ".join(f"CAST(`{name}` AS {kind}) AS `{name}`" for name, kind in types if f"`{name}`" in columns)
         cells = self._store.read(f"SELECT {as_stored} FROM ({select})", _CELLS)  # noqa: S608 - the view's own text
-        token = f"{block.token}:repair:{table}:{month}"
-        self._store.insert_encoded(table, cells, _CELLS, {"insert_deduplication_token": token, **_WHOLE})
+        self._store.insert_encoded(table, cells, _CELLS, _repair(block, table, month))
+
+
+def _repair(block: Block, table: str, month: int) -> dict[str, Any]:
+    """Settings of an insert of one month's missing rows, which two who repair the block must name alike."""
+    return {"insert_deduplication_token": f"{block.token}:repair:{table}:{month}", **_WHOLE}
 
 
 def _times(found: int, expected: int) -> int:

@@ -23,6 +23,7 @@ _TIMEOUT_S: Final = 20.0
 _FOREVER: Final = "-1"
 _COORDINATOR_S: Final = 60.0
 _COMING: Final = ("NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS")
+_NO_ANSWER: Final = (KafkaException, TimeoutError)  # the client raises the one, its futures the other
 _T = TypeVar("_T")
 
 log = structlog.get_logger(__name__)
@@ -52,7 +53,7 @@ def ensure_topics(settings: Settings) -> None:
                 if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
                     raise
         check_topics(settings)
-    except (KafkaException, TimeoutError) as error:
+    except _NO_ANSWER as error:
         raise BrokerUnavailable(f"Kafka at {settings.kafka} did not answer: {error}") from error
 
 
@@ -67,7 +68,7 @@ def check_topics(settings: Settings) -> None:
             raise TopicMismatch(f"topics are missing: {', '.join(absent)}; run `tally migrate`")
         resources = [ConfigResource(ResourceType.TOPIC, name) for name in wanted]
         configs = {r.name: f.result(_TIMEOUT_S) for r, f in client.describe_configs(resources).items()}
-    except (KafkaException, TimeoutError) as error:
+    except _NO_ANSWER as error:
         raise BrokerUnavailable(f"Kafka at {settings.kafka} did not answer: {error}") from error
     faults = [
         fault
@@ -95,7 +96,7 @@ def topic_life(settings: Settings, topic: str) -> TopicLife:
     try:
         found = client.describe_topics(TopicCollection([topic]), request_timeout=_TIMEOUT_S)[topic].result(_TIMEOUT_S)
         return TopicLife(str(found.topic_id), len(found.partitions))
-    except (KafkaException, TimeoutError) as error:
+    except _NO_ANSWER as error:
         raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no id of {topic}: {error}") from error
 
 
@@ -142,7 +143,7 @@ def _of_group(settings: Settings, ask: Callable[[], _T]) -> _T | None:
         try:
             there = settings.topic_events in _client(settings).list_topics(timeout=_TIMEOUT_S).topics
             return ask() if there else None
-        except (KafkaException, TimeoutError) as error:
+        except _NO_ANSWER as error:
             name = error.args[0].name() if isinstance(error, KafkaException) else "no answer"
             if name == "GROUP_ID_NOT_FOUND":
                 return None
@@ -167,7 +168,7 @@ def log_bounds(settings: Settings, topic: str, partitions: Iterable[int]) -> dic
 
     try:
         first, end = ask(OffsetSpec.earliest()), ask(OffsetSpec.latest())
-    except (KafkaException, TimeoutError) as error:
+    except _NO_ANSWER as error:
         raise BrokerUnavailable(f"Kafka at {settings.kafka} tells no bounds of {topic}: {error}") from error
     return {number: (first[number], end[number]) for number in first}
 
@@ -184,7 +185,7 @@ class Trimmer:
         try:
             (done,) = client.delete_records([TopicPartition(topic, partition, offset)]).values()
             done.result(_TIMEOUT_S)
-        except (KafkaException, TimeoutError) as error:
+        except _NO_ANSWER as error:
             raise LogUnavailable(f"Kafka lets no records of {topic}/{partition} go: {error}") from error
 
 

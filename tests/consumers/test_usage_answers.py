@@ -42,12 +42,7 @@ def test_rollups_facts_and_plain_python_agree(store: Store, first: datetime) -> 
     draw = random.Random(seed)
     read: set[str] = set()
     for asked in (*_questions_of_each_source(first), *(_random_query(draw, first) for _ in range(QUERIES))):
-        expected = _expected(asked, events)
-        for source in ("auto", "facts"):
-            answer = reader.usage(UsageQuery(**asked, source=source), {name: name for name in AGGREGATIONS})
-            found = {(row.start, tuple(row.group.items())): (row.events, row.value) for row in answer.rows}
-            assert found == expected, f"seed {seed}, {source}: {asked}"
-            read.update(answer.read_from)
+        read |= _sources_that_agree(reader, asked, events, told=f"seed {seed}")
     assert {"usage_15m", "usage_client_day", "events"} <= read
 
 
@@ -144,12 +139,7 @@ def test_local_months_agree_wherever_they_are_read(fresh: Store, *, voided: bool
                 asked = {"account": "acme", "feature": "sum", "start": begin, "end": end, "zone": zone, **group}
                 if i == 0:  # all aggregations, beside ends of months
                     del asked["feature"]
-                expected = _expected(asked, kept)
-                for source in ("auto", "facts"):
-                    answer = reader.usage(UsageQuery(**asked, source=source), {name: name for name in AGGREGATIONS})
-                    found = {(row.start, tuple(row.group.items())): (row.events, row.value) for row in answer.rows}
-                    assert found == expected, f"seed {seed}, {source}: {asked}"
-                    read.update(answer.read_from)
+                read |= _sources_that_agree(reader, asked, kept, told=f"seed {seed}")
     assert {"usage_client_edge_15m", "usage_client_day", "events"} <= read
 
 
@@ -245,6 +235,20 @@ def _random_query(draw: random.Random, first: datetime) -> dict[str, Any]:
     if draw.random() < 0.25:
         asked["where"] = {draw.choice(("region", "model")): draw.choice(("a", "", "it's"))}
     return asked
+
+
+def _sources_that_agree(
+    reader: UsageReader, asked: dict[str, Any], events: Iterable[StoredEvent], told: str
+) -> set[str]:
+    """Asks rollups and facts, holds both against the events, and gives the tables that were read."""
+    read: set[str] = set()
+    expected = _expected(asked, events)
+    for source in ("auto", "facts"):
+        answer = reader.usage(UsageQuery(**asked, source=source), {name: name for name in AGGREGATIONS})
+        found = {(row.start, tuple(row.group.items())): (row.events, row.value) for row in answer.rows}
+        assert found == expected, f"{told}, {source}: {asked}"
+        read.update(answer.read_from)
+    return read
 
 
 def _expected(asked: dict[str, Any], events: Iterable[StoredEvent]) -> dict[Key, tuple[int, Decimal | None]]:

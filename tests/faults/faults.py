@@ -81,14 +81,10 @@ def strike_at(cluster: Cluster, draw: random.Random, setting: str, seconds: floa
     for name in names:
         cluster.arm(name, setting)
 
-    def struck() -> str:
-        for name in names:
-            if len(cluster.deaths(name)) > before[name] or cluster.standing_still(name):
-                return name
-        return ""
-
     try:
-        found = until(struck, seconds=seconds, why=f"a worker comes by {setting}", step_s=0.01)
+        found = until(
+            partial(_struck, cluster, before), seconds=seconds, why=f"a worker comes by {setting}", step_s=0.01
+        )
     except ClusterError as error:
         raise NotStruck(str(error)) from None
     finally:

@@ -48,11 +48,22 @@ def table(rounds: Iterable[Mapping[str, Any]], rows: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def points(rounds: Iterable[Mapping[str, Any]], known: Sequence[str]) -> str:
-    """Strikes of each point, those that were never struck included. `known`: the points in the order of their rows."""
+def recorded(results: Path = RESULTS) -> list[dict[str, Any]]:
+    """The committed rounds."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def strikes(rounds: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """How often each point was struck; rounds from before points were counted tell none."""
     hits: Counter[str] = Counter()
     for one in rounds:
         hits.update(one.get("hits", {}))
+    return hits
+
+
+def points(rounds: Iterable[Mapping[str, Any]], known: Sequence[str]) -> str:
+    """Strikes of each point, those that were never struck included. `known`: the points in the order of their rows."""
+    hits = strikes(rounds)
     told = ", ".join(f"`{name}` {hits[name]}" for name in known)
     return f"Strikes by point: {told}."
 
@@ -69,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="put the table into README.md")
     options = parser.parse_args()
-    rounds = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    rounds = recorded()
     known = dict.fromkeys(point for fault in FAULTS.values() for point in fault.often)
     made = f"{points(rounds, [*known])}\n\n{table(rounds, {fault.name: fault.row for fault in FAULTS.values()})}"
     if options.write:

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -41,6 +40,7 @@ from events import CATALOG  # noqa: E402
 from faults import FAULTS, Fault, NotStruck  # noqa: E402
 from load import Load  # noqa: E402
 from oracle import Oracle, Report  # noqa: E402
+from report import RESULTS, recorded, strikes  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -49,7 +49,6 @@ from running_stack import catalog_of  # noqa: E402
 from pipeline.catalog_file import apply_file, read_catalog_file  # noqa: E402
 from pipeline.settings import Settings  # noqa: E402
 
-RESULTS: Final = _HERE / "results.ndjson"
 _ACKNOWLEDGED_S: Final = 240.0
 _COUNTED_S: Final = 240.0
 _WINDOW_DAYS: Final = "0.0005"  # 43 s: ids expire under way, and their repetitions are looked up in the store
@@ -216,14 +215,6 @@ def record(rounds: Sequence[Round], results: Path = RESULTS) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def recorded_hits(results: Path = RESULTS) -> Counter[str]:
-    """Strikes of each point over all recorded rounds."""
-    hits: Counter[str] = Counter()
-    for line in results.read_text().splitlines() if results.exists() else ():
-        hits.update(json.loads(line).get("hits", {}))
-    return hits
-
-
 # ------------------------------------------------------------------------------------------------ the program
 
 
@@ -255,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ExitStack() as stack, _progress(console) as bar:
         bar.task("starting the cluster")
         driver = _driver(stack, folder, options.workers, chosen, bar.say)
-        driver.know_hits(recorded_hits() if options.record else {})
+        driver.know_hits(strikes(recorded()) if options.record else {})
         budget.begun = time.monotonic()
         faults = iter(chosen) if options.rounds == 1 else deck(seed, chosen, options.hits)
         seeds = iter(options.seeds) if options.seeds else iter(range(seed, seed + (1 << 30)))
