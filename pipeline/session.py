@@ -56,7 +56,9 @@ _RETRY_FIRST_S: Final = 0.1
 _RETRY_MAX_S: Final = 5.0
 _BUFFERED_BLOCKS: Final = 1  # fetched ahead, in blocks' worth, before the partition is paused
 _RESTORE_ENTRIES: Final = 50_000
-_FORWARDS_AT_ONCE: Final = 500
+_WRITES_AT_ONCE: Final = (
+    500  # all lines of a large block at once would wait for each other past their time-out, for ever
+)
 _T = TypeVar("_T")
 
 
@@ -561,9 +563,7 @@ class Session:
         if not block.forwards:
             return
         self._out.fail_point("before_forwards")
-        for start in range(0, len(block.forwards), _FORWARDS_AT_ONCE):
-            lines = block.forwards[start : start + _FORWARDS_AT_ONCE]
-            await asyncio.gather(*[self._forward_line(block, line) for line in lines])
+        await self._each(block, block.forwards, self._forward_line)
         self._out.fail_point("forwards_acknowledged")
 
     async def _forward_line(self, block: Block, line: Line) -> None:
@@ -577,7 +577,7 @@ class Session:
     async def _reject(self, block: Block) -> None:
         if block.rejects:
             self._out.fail_point("before_rejects")
-            await asyncio.gather(*[self._reject_line(block, line) for line in block.rejects])
+            await self._each(block, block.rejects, self._reject_line)
             self._out.fail_point("rejects_acknowledged")
             await self._store(lambda: self._out.blocks.write_rejects(block))
         if block.repeats is not None:
@@ -591,6 +591,10 @@ class Session:
             ("reason", msgspec.json.encode(line.errors)),
         ]
         await self._write(self._out.topic_rejects, line.raw, self._partition, headers)
+
+    async def _each(self, block: Block, lines: Sequence[Line], write: Callable[[Block, Line], Awaitable[None]]) -> None:
+        for start in range(0, len(lines), _WRITES_AT_ONCE):
+            await asyncio.gather(*[write(block, line) for line in lines[start : start + _WRITES_AT_ONCE]])
 
     async def _write(self, topic: str, value: bytes, partition: int, headers: Sequence[tuple[str, bytes]] = ()) -> int:
         return await self._retry(

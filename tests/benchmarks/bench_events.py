@@ -2,9 +2,9 @@
 
 Events of about 250 bytes, 5 % of them sent twice, one name that feeds two features, three declared dimensions. They
 come as live ones do: in the order of their timestamps but for half a minute, of customers of whom a few send most
-(Zipf, 1.1), over the end of a month; `days` instead scatters them over so many days, as a backfill does. The same seed
-gives the same events, and a shorter list is the beginning of a longer one: a slow competitor gets the first part of
-what a fast one gets.
+(Zipf, 1.1), over the end of a month; `days` instead scatters them over so many days before it, as a backfill does.
+The same seed gives the same events, and a shorter list is the beginning of a longer one: a slow competitor gets the
+first part of what a fast one gets.
 """
 
 import random
@@ -74,7 +74,7 @@ def events(number: int, seed: int = 1, *, duplicates: float = DUPLICATES, days: 
             first = draw.choice(sent)
             yield Event(first.transaction_id, first.line, first.value, first.tokens, again=True)
         else:
-            after_s = draw.random() * days * 86_400 if days else position / _PER_S + draw.random() * _LATE_S
+            after_s = -draw.random() * days * 86_400 if days else position / _PER_S + draw.random() * _LATE_S
             sent.append(_event(draw, after_s))
             yield sent[-1]
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import block_world
 import pytest
 from block_world import CHANGELOG, DEADLINE_MS, LEASE_MS, REJECTS, TOPIC, Violation, World, event_line
 from structlog.testing import capture_logs
@@ -306,6 +307,38 @@ async def _a_zombie_speaks(world: World) -> None:
     first.group.join()
     await until(lambda: old.standing.state == "over", 3)
     assert committed(world).offset == 2
+
+
+@pytest.mark.parametrize("lie_elsewhere", [False, True])
+def test_a_block_full_of_lines_for_other_topics_sends_them_in_parts(
+    monkeypatch: pytest.MonkeyPatch, lie_elsewhere: bool
+) -> None:
+    """Records wait for each other at the producer: all of a large block at once would run past their time-out, and
+    again each time they are repeated."""
+    under_way, most = 0, 0
+    before = block_world._Writer.write
+
+    async def counted(self: Any, *args: Any, **named: Any) -> int:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            return await before(self, *args, **named)
+        finally:
+            under_way -= 1
+
+    async def go() -> None:
+        world = World(partitions=2)
+        ids = (f"id-{n}" for n in range(1 << 16))
+        elsewhere = [event_line(i, 1) for i in ids if partition_of(id_hash("acme", i), world.partitions) != 0][:1300]
+        world.produce(0, elsewhere if lie_elsewhere else [b'{"clientId": 7}'] * 1300)
+        world.calm()
+        await world.run()
+        assert len(world.log.records(REJECTS, 0)) == (0 if lie_elsewhere else 1300)
+
+    monkeypatch.setattr(block_world._Writer, "write", counted)
+    run_virtually(go)
+    assert 100 <= most <= 1000
 
 
 def test_a_zombie_commits_as_who_it_was_and_is_refused() -> None:
