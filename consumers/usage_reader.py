@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, Final, Protocol
 
 from consumers.usage import Aggregation, UsageError, UsageQuery, UsageResult, UsageRow, value_of, zone_of
-from consumers.usage_sql import FAMILIES, ROWS_MAX, SHAPES, build
+from consumers.usage_sql import FAMILIES, ROWS_MAX, SHAPES, build, make_plan
 from consumers.windows import Period, window_from_date, window_from_start
 
 _READ_SETTINGS: Final = {"max_execution_time": 60, "max_bytes_before_external_group_by": 1 << 30}
@@ -35,12 +35,12 @@ ORDER BY feature"""
 _SHAPES: Final = """SELECT count() > 0 AS found
 FROM system.projections
 WHERE database = currentDatabase() AND table = 'events' AND name = {name:String}"""
-_WITHDRAWN: Final = """SELECT count() AS found
+_CORRECTED: Final = """SELECT count() AS found
 FROM
 (
     SELECT 1
     FROM corrections
-    WHERE account = {account:String} AND sign < 0
+    WHERE account = {account:String} AND sign <= {most:Int8}
     LIMIT 1
 )"""
 
@@ -83,15 +83,24 @@ class UsageReader:
         chosen = self._chosen(query, aggregations)
         if query.top is not None and any(a not in ("sum", "count") for _, a in chosen):
             raise UsageError("top", "exclusive", f"groups are compared by sum or count, not by {chosen[0][1]}")
-        withdrawn = any(a in ("max", "min", "latest") for _, a in chosen) and self._withdrawn(query.account)
+        withdrawn = any(a in ("max", "min", "latest") for _, a in chosen) and self._corrected(query.account, most=-1)
+        corrected: bool | None = True if withdrawn else None
         shapes = bool(query.dimensions) and self._has_shapes()
         rows: list[UsageRow] = []
         tables: list[str] = []
         for family in dict.fromkeys(FAMILIES[a] for _, a in chosen):
             members = {f: a for f, a in chosen if FAMILIES[a] == family}
             features = sorted(f for f in members if f is not None)
+            if corrected is None and make_plan(query, family, withdrawn=withdrawn, shapes=shapes).reads_events:
+                corrected = self._corrected(query.account)
             statement = build(
-                query, family, features, withdrawn=withdrawn, shapes=shapes, count="count" in members.values()
+                query,
+                family,
+                features,
+                withdrawn=withdrawn,
+                shapes=shapes,
+                corrected=corrected is not False,
+                count="count" in members.values(),
             )
             answer = self._store.query(statement.sql, statement.parameters, _READ_SETTINGS)
             if len(rows) + len(answer.rows) > ROWS_MAX:
@@ -135,8 +144,10 @@ class UsageReader:
     def _aggregations(self, account: str) -> dict[str, Aggregation]:
         return dict(self._store.query(_AGGREGATIONS, {"account": account}).rows)
 
-    def _withdrawn(self, account: str) -> bool:
-        return bool(self._store.query(_WITHDRAWN, {"account": account}).rows[0][0])
+    def _corrected(self, account: str, *, most: int = 1) -> bool:
+        """Whether the account has corrections: any, or those that take something out (`most` -1). Asked after how far
+        the workers are, like the numbers; to plan a statement over an empty table costs more than to ask."""
+        return bool(self._store.query(_CORRECTED, {"account": account, "most": most}).rows[0][0])
 
 
 def _rows(query: UsageQuery, answer: Rows, members: Mapping[str | None, Aggregation]) -> list[UsageRow]:

@@ -66,6 +66,26 @@ _SHAPES_CELL: Final = (
     " toDateTime(toStartOfMonth(timestamp), 'UTC') + toIntervalHour(12))"
 )
 _SHAPES_SUMS: Final = "sumForEach(CAST(`meters.quantity`, 'Array(Decimal(76, 9))'))"
+_WHOLE_ROW: Final = (
+    "client_id",
+    "entity_id",
+    "timestamp",
+    "append_time",
+    "event_name",
+    "value",
+    "`meters.feature`",
+    "`meters.rev`",
+    "`meters.quantity`",
+    "`meters.distinct_hash`",
+    "`dims.name`",
+    "`dims.text`",
+    "`dims.number`",
+    "`dims.is_number`",
+    "epoch",
+    "`partition`",
+    "`offset`",
+    "line",
+)
 _STATES: Final[dict[Family, tuple[str, ...]]] = {
     "sums": ("sum(n) AS events", "sum(quantity_sum) AS total"),
     "extremes": (
@@ -102,6 +122,11 @@ class Plan:
     rollup_takes: bool = False
     shapes: tuple[Period, ...] = ()
 
+    @property
+    def reads_events(self) -> bool:
+        """Whether single events are read, beside which their corrections belong; rollups hold both."""
+        return bool(self.shapes or self.edges or (self.taken and not self.rollup_takes))
+
 
 @dataclass(frozen=True, slots=True)
 class Statement:
@@ -129,12 +154,14 @@ def build(
     *,
     withdrawn: bool = False,
     shapes: bool = False,
+    corrected: bool = True,
     count: bool = False,
 ) -> Statement:
     """One statement for one family of aggregations.
 
     `features`: those it is about, unless the query counts events. `withdrawn`: whether corrections took something out
-    of this account. `shapes`: whether facts have that projection. `count`: `top` ranks by it, not by the sum. Columns:
+    of this account. `shapes`: whether facts have that projection. `corrected`: whether the account has any corrections,
+    without which facts are all there is. `count`: `top` ranks by it, not by the sum. Columns:
     `window` (unless the granularity is none), the query's groups in order, `events`, and the family's states. Raises
     UsageError when the query insists on rollups that cannot answer.
     """
@@ -153,11 +180,13 @@ def build(
     if plan.ends or (plan.taken and plan.rollup_takes):
         tables.append(_USAGE_EDGE.table)
     if plan.shapes:
-        branches += parts.shapes_branches(plan.shapes)
+        branches += parts.shapes_branches(plan.shapes, corrected=corrected)
     taken = () if plan.rollup_takes else plan.taken
     if plan.edges or taken:
-        branches.append(parts.facts_branch(plan.edges, taken, net=withdrawn and family in _STANDING))
-    if plan.shapes or plan.edges or taken:
+        branches.append(
+            parts.facts_branch(plan.edges, taken, net=withdrawn and family in _STANDING, corrected=corrected)
+        )
+    if plan.reads_events:
         tables += ["events", "corrections"] if withdrawn else ["events"]
     return Statement(parts.outer(branches, count=count), parts.parameters, tuple(tables))
 
@@ -356,7 +385,7 @@ class _Parts:
         asked = (i for i in range(len(self.dimensions)) if f"value_{i}" in self.parameters)
         return [f"{text_of(i)} = {{value_{i}:String}}" for i in asked]
 
-    def shapes_branches(self, periods: Sequence[Period]) -> list[str]:
+    def shapes_branches(self, periods: Sequence[Period], *, corrected: bool) -> list[str]:
         """Cells of the projection, and the corrections of the same time."""
         groups = self._keys("timestamp")
         plain = [column for column in ("client_id", "entity_id") if any(g.startswith(f"{column} AS") for g in groups)]
@@ -375,6 +404,8 @@ class _Parts:
             f"{_indented(inner)}\n    )\n    ARRAY JOIN `meters.feature` AS feature, quantities AS quantity"
             "\n    WHERE feature IN {features:Array(String)}"
         )
+        if not corrected:
+            return [cells]
         return [cells, self._measured_rows(self._rows_of("corrections", periods, (), "corrected"))]
 
     def _at(self, i: int) -> str:
@@ -386,12 +417,14 @@ class _Parts:
     def _text(self, i: int) -> str:
         return f"`dims.text`[{self._at(i)}]"
 
-    def facts_branch(self, periods: Sequence[Period], taken: Sequence[Period], *, net: bool) -> str:
+    def facts_branch(self, periods: Sequence[Period], taken: Sequence[Period], *, net: bool, corrected: bool) -> str:
         """Rows of facts and corrections of `periods`, and those of `taken` with the other sign; `net`: only those that
         nothing took out, as smallest and largest need."""
-        rows = [self._rows_of(table, periods, taken, "edge") for table in ("events", "corrections")]
+        tables = ("events", "corrections") if corrected else ("events",)
+        rows = [self._rows_of(table, periods, taken, "edge", net=net) for table in tables]
         if self.family == "sums":  # most rows are facts, whose sign need not be multiplied with
-            return f"{self._measured_rows(rows[0], signed=bool(taken))}\n    UNION ALL\n{self._measured_rows(rows[1])}"
+            facts = self._measured_rows(rows[0], signed=bool(taken))
+            return "\n    UNION ALL\n".join([facts, *map(self._measured_rows, rows[1:])])
         source = "\n    UNION ALL\n".join(rows)
         if net:
             source = self._standing_rows(source)
@@ -402,10 +435,7 @@ class _Parts:
         amount = "value"
         joins = ""
         if not self.query.by_events:
-            joins = (
-                "\n    ARRAY JOIN meters.feature AS feature, meters.rev AS rev, meters.quantity AS quantity,"
-                " meters.distinct_hash AS distinct_hash"
-            )
+            joins = f"\n    ARRAY JOIN meters.feature AS feature, {self._array} AS {self._array.partition('.')[2]}"
             amount = "quantity"
             where.append("feature IN {features:Array(String)}")
         elif self.query.number is not None:
@@ -432,13 +462,33 @@ class _Parts:
             f"if(sign > 0, {amount}, {_NO_MAXIMUM}) AS quantity_max",
         ]
 
-    def _rows_of(self, table: str, periods: Sequence[Period], taken: Sequence[Period], prefix: str) -> str:
-        """Rows of facts (sign 1) or corrections."""
-        columns = (
-            "client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`,"
-            " `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`,"
-            " epoch, `partition`, `offset`, line"
-        )
+    def _needed(self) -> list[str]:
+        """Columns of facts that the answer is made of: what is not read costs nothing, and what is not named need not
+        be looked at when the statement is planned, which of small answers is most of the time."""
+        groups = {"customer": "client_id", "entity": "entity_id", "event_name": "event_name"}
+        needed = ["timestamp", *(groups[name] for name in self.query.groups if name in groups)]
+        if self.family == "latest":
+            needed += ["append_time", "epoch", "`partition`", "`offset`", "line"]
+        if not self.query.by_events:
+            needed += ["`meters.feature`", f"`{self._array}`"]
+        elif self.query.number is None:
+            needed.append("value")
+        if self.query.number is not None:
+            needed.append("`dims.number`")
+        if self.dimensions:
+            needed.append("`dims.text`")
+        return needed
+
+    @property
+    def _array(self) -> str:
+        """What is read of an event's features beside their names."""
+        return "meters.distinct_hash" if self.family == "uniques" else "meters.quantity"
+
+    def _rows_of(
+        self, table: str, periods: Sequence[Period], taken: Sequence[Period], prefix: str, *, net: bool = False
+    ) -> str:
+        """Rows of facts (sign 1) or corrections; `net`: with all that tells one from another."""
+        columns = ", ".join(_WHOLE_ROW if net else self._needed())
         extra = [
             f"arrayFirstIndex((name, is_number) -> name = {{dimension_{i}:String}} AND is_number = 0,"
             f" dims.name, dims.is_number) AS dimension_at_{i}"
@@ -467,11 +517,7 @@ class _Parts:
 
     def _standing_rows(self, source: str) -> str:
         """Rows that stand after corrections: those put in oftener than taken out, by position and content."""
-        keys = (
-            "client_id, entity_id, timestamp, event_name, value, `meters.feature`, `meters.rev`, `meters.quantity`,"
-            " `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`,"
-            " epoch, `partition`, `offset`, line"
-        )
+        keys = ", ".join(column for column in _WHOLE_ROW if column != "append_time")
         extra = [f"dimension_at_{i}" for i in range(len(self.dimensions))]
         if self.query.number is not None:
             extra.append("number_at")

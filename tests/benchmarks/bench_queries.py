@@ -184,7 +184,7 @@ def _compared(
     store: Store, settings: Settings, query: UsageQuery, question: Question, *, threads: int, runs: int
 ) -> dict[str, Any]:
     """One question asked of both in turn: a row of the results."""
-    made = build(query, "sums", [_FEATURE], shapes=True)
+    made = build(query, "sums", [_FEATURE], shapes=True, corrected=False)  # as the reader finds out
     raw = _RAW.format(columns=question.columns, where=question.where, rest=question.rest)
     bound = {"account": ACCOUNT, "feature": _FEATURE, "customer": query.customer or ""}
     bound |= {name: f"{at:%Y-%m-%d %H:%M:%S}" for name, at in zip(("start", "end"), query.period, strict=True)}

@@ -1,5 +1,6 @@
 """The text of usage statements, whole: what changes here changes what every answer is read from."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
@@ -56,21 +57,21 @@ FROM
     SELECT toStartOfMonth(toDate(toDateTime(toInt64(toUnixTimestamp(timestamp)) + multiIf(toInt64(toUnixTimestamp(timestamp)) >= {since_1:Int64}, {ahead_1:Int64}, {ahead_0:Int64}), 'UTC'))) AS window, toInt64(sign) AS n, toDecimal256(quantity, 9) AS quantity_sum
     FROM
     (
-        SELECT client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`, `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`, epoch, `partition`, `offset`, line, toInt8(1) AS sign
+        SELECT timestamp, `meters.feature`, `meters.quantity`, toInt8(1) AS sign
         FROM events
         WHERE account = {account:String} AND kind = 'delta' AND client_id = {customer:String} AND hasAny(`meters.feature`, {features:Array(String)}) AND (timestamp >= {edge_from_0:DateTime64(6, 'UTC')} AND timestamp < {edge_to_0:DateTime64(6, 'UTC')} OR timestamp >= {edge_from_1:DateTime64(6, 'UTC')} AND timestamp < {edge_to_1:DateTime64(6, 'UTC')})
     )
-    ARRAY JOIN meters.feature AS feature, meters.rev AS rev, meters.quantity AS quantity, meters.distinct_hash AS distinct_hash
+    ARRAY JOIN meters.feature AS feature, meters.quantity AS quantity
     WHERE feature IN {features:Array(String)}
     UNION ALL
     SELECT toStartOfMonth(toDate(toDateTime(toInt64(toUnixTimestamp(timestamp)) + multiIf(toInt64(toUnixTimestamp(timestamp)) >= {since_1:Int64}, {ahead_1:Int64}, {ahead_0:Int64}), 'UTC'))) AS window, toInt64(sign) AS n, toDecimal256(quantity, 9) * sign AS quantity_sum
     FROM
     (
-        SELECT client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`, `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`, epoch, `partition`, `offset`, line, corrections.sign AS sign
+        SELECT timestamp, `meters.feature`, `meters.quantity`, corrections.sign AS sign
         FROM corrections
         WHERE account = {account:String} AND kind = 'delta' AND client_id = {customer:String} AND hasAny(`meters.feature`, {features:Array(String)}) AND (timestamp >= {edge_from_0:DateTime64(6, 'UTC')} AND timestamp < {edge_to_0:DateTime64(6, 'UTC')} OR timestamp >= {edge_from_1:DateTime64(6, 'UTC')} AND timestamp < {edge_to_1:DateTime64(6, 'UTC')})
     )
-    ARRAY JOIN meters.feature AS feature, meters.rev AS rev, meters.quantity AS quantity, meters.distinct_hash AS distinct_hash
+    ARRAY JOIN meters.feature AS feature, meters.quantity AS quantity
     WHERE feature IN {features:Array(String)}
 )
 GROUP BY window
@@ -188,15 +189,15 @@ FROM
     SELECT dims.text[dimension_at_0] AS group_0, toInt64(sign) AS n, initializeAggregation('argMaxState', quantity, bitShiftLeft(toUInt256(toUnixTimestamp64Micro(timestamp)), 202) + bitShiftLeft(toUInt256(toUnixTimestamp64Milli(append_time)), 160) + bitShiftLeft(toUInt256(epoch), 128) + bitShiftLeft(toUInt256(`partition`), 96) + bitShiftLeft(toUInt256(`offset`), 32) + line) AS quantity_latest
     FROM
     (
-        SELECT client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`, `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`, epoch, `partition`, `offset`, line, arrayFirstIndex((name, is_number) -> name = {dimension_0:String} AND is_number = 0, dims.name, dims.is_number) AS dimension_at_0, arrayFirstIndex((name, is_number) -> name = {dimension_1:String} AND is_number = 0, dims.name, dims.is_number) AS dimension_at_1, toInt8(1) AS sign
+        SELECT timestamp, append_time, epoch, `partition`, `offset`, line, `meters.feature`, `meters.quantity`, `dims.text`, arrayFirstIndex((name, is_number) -> name = {dimension_0:String} AND is_number = 0, dims.name, dims.is_number) AS dimension_at_0, arrayFirstIndex((name, is_number) -> name = {dimension_1:String} AND is_number = 0, dims.name, dims.is_number) AS dimension_at_1, toInt8(1) AS sign
         FROM events
         WHERE account = {account:String} AND kind = 'delta' AND hasAny(`meters.feature`, {features:Array(String)}) AND dimension_at_0 > 0 AND dimension_at_1 > 0 AND dims.text[dimension_at_1] = {value_1:String} AND timestamp >= {edge_from_0:DateTime64(6, 'UTC')} AND timestamp < {edge_to_0:DateTime64(6, 'UTC')}
         UNION ALL
-        SELECT client_id, entity_id, timestamp, append_time, event_name, value, `meters.feature`, `meters.rev`, `meters.quantity`, `meters.distinct_hash`, `dims.name`, `dims.text`, `dims.number`, `dims.is_number`, epoch, `partition`, `offset`, line, arrayFirstIndex((name, is_number) -> name = {dimension_0:String} AND is_number = 0, dims.name, dims.is_number) AS dimension_at_0, arrayFirstIndex((name, is_number) -> name = {dimension_1:String} AND is_number = 0, dims.name, dims.is_number) AS dimension_at_1, corrections.sign AS sign
+        SELECT timestamp, append_time, epoch, `partition`, `offset`, line, `meters.feature`, `meters.quantity`, `dims.text`, arrayFirstIndex((name, is_number) -> name = {dimension_0:String} AND is_number = 0, dims.name, dims.is_number) AS dimension_at_0, arrayFirstIndex((name, is_number) -> name = {dimension_1:String} AND is_number = 0, dims.name, dims.is_number) AS dimension_at_1, corrections.sign AS sign
         FROM corrections
         WHERE account = {account:String} AND kind = 'delta' AND hasAny(`meters.feature`, {features:Array(String)}) AND dimension_at_0 > 0 AND dimension_at_1 > 0 AND dims.text[dimension_at_1] = {value_1:String} AND timestamp >= {edge_from_0:DateTime64(6, 'UTC')} AND timestamp < {edge_to_0:DateTime64(6, 'UTC')}
     )
-    ARRAY JOIN meters.feature AS feature, meters.rev AS rev, meters.quantity AS quantity, meters.distinct_hash AS distinct_hash
+    ARRAY JOIN meters.feature AS feature, meters.quantity AS quantity
     WHERE feature IN {features:Array(String)}
 )
 GROUP BY group_0
@@ -354,3 +355,13 @@ def test_a_wrong_question_names_its_field(changes: dict[str, object], field: str
     with pytest.raises(UsageError) as wrong:
         UsageQuery(**asked)  # type: ignore[arg-type]
     assert wrong.value.field == field
+
+
+def test_corrections_are_left_out_where_there_are_none() -> None:
+    """An account that corrected nothing is asked about facts alone; one whose days come from cells needs neither."""
+    start = datetime(2024, 3, 1, tzinfo=UTC)
+    query = UsageQuery(account="acme", feature="tokens", start=start, end=datetime(2024, 3, 2, 5, 1, tzinfo=UTC))
+    assert "corrections" in build(query, "sums", ["tokens"]).sql
+    assert "corrections" not in build(query, "sums", ["tokens"], corrected=False).sql
+    assert make_plan(query, "sums").reads_events
+    assert not make_plan(replace(query, end=datetime(2024, 3, 2, tzinfo=UTC)), "sums").reads_events
