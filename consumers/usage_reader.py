@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, Final, Protocol
 
 from consumers.usage import Aggregation, UsageError, UsageQuery, UsageResult, UsageRow, value_of, zone_of
-from consumers.usage_sql import FAMILIES, ROWS_MAX, SHAPES, build, make_plan
+from consumers.usage_sql import FAMILIES, ROWS_MAX, build, make_plan
 from consumers.windows import Period, window_from_date, window_from_start
 
 _READ_SETTINGS: Final = {"max_execution_time": 60, "max_bytes_before_external_group_by": 1 << 30}
@@ -32,9 +32,9 @@ _METERED: Final = """SELECT DISTINCT feature
 FROM usage_15m
 WHERE account = {account:String}
 ORDER BY feature"""
-_SHAPES: Final = """SELECT count() > 0 AS found
+_PROJECTIONS: Final = """SELECT name
 FROM system.projections
-WHERE database = currentDatabase() AND table = 'events' AND name = {name:String}"""
+WHERE database = currentDatabase() AND table = 'events'"""
 _CORRECTED: Final = """SELECT count() AS found
 FROM
 (
@@ -71,7 +71,7 @@ class UsageReader:
         self._store = store
         self._topic = topic
         self._partitions = partitions
-        self._shapes: bool | None = None
+        self._projections: frozenset[str] | None = None
 
     def usage(self, query: UsageQuery, aggregations: Mapping[str, Aggregation] | None = None) -> UsageResult:
         """The answer, exact, whichever tables it comes from.
@@ -85,20 +85,23 @@ class UsageReader:
             raise UsageError("top", "exclusive", f"groups are compared by sum or count, not by {chosen[0][1]}")
         withdrawn = any(a in ("max", "min", "latest") for _, a in chosen) and self._corrected(query.account, most=-1)
         corrected: bool | None = True if withdrawn else None
-        shapes = bool(query.dimensions) and self._has_shapes()
+        projections = self._known_projections() if query.dimensions or query.customer is not None else frozenset()
         rows: list[UsageRow] = []
         tables: list[str] = []
         for family in dict.fromkeys(FAMILIES[a] for _, a in chosen):
             members = {f: a for f, a in chosen if FAMILIES[a] == family}
             features = sorted(f for f in members if f is not None)
-            if corrected is None and make_plan(query, family, withdrawn=withdrawn, shapes=shapes).reads_events:
+            if (
+                corrected is None
+                and make_plan(query, family, withdrawn=withdrawn, projections=projections).reads_events
+            ):
                 corrected = self._corrected(query.account)
             statement = build(
                 query,
                 family,
                 features,
                 withdrawn=withdrawn,
-                shapes=shapes,
+                projections=projections,
                 corrected=corrected is not False,
                 count="count" in members.values(),
             )
@@ -135,11 +138,11 @@ class UsageReader:
             ("", "sum")
         ]
 
-    def _has_shapes(self) -> bool:
-        """Whether facts have the projection; looked up once, since it only changes what an answer takes."""
-        if self._shapes is None:
-            self._shapes = bool(self._store.query(_SHAPES, {"name": SHAPES}).rows[0][0])
-        return self._shapes
+    def _known_projections(self) -> frozenset[str]:
+        """Those that facts have; looked up once, since they only change what an answer takes."""
+        if self._projections is None:
+            self._projections = frozenset(name for (name,) in self._store.query(_PROJECTIONS).rows)
+        return self._projections
 
     def _aggregations(self, account: str) -> dict[str, Aggregation]:
         return dict(self._store.query(_AGGREGATIONS, {"account": account}).rows)

@@ -9,7 +9,7 @@ was withdrawn) comes from facts entirely. Values are bound by the server, never 
 
 # ruff: noqa: S608 - the parts are constants of this module; values are bound by the server
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal
@@ -65,7 +65,10 @@ _SHAPES_CELL: Final = (
     " toDateTime(toStartOfFifteenMinutes(timestamp), 'UTC'),"
     " toDateTime(toStartOfMonth(timestamp), 'UTC') + toIntervalHour(12))"
 )
-_SHAPES_SUMS: Final = "sumForEach(CAST(`meters.quantity`, 'Array(Decimal(76, 9))'))"
+# And one (sql/optional/usage_customer_15m.sql) of a customer's quarters of an hour.
+QUARTERS: Final = "usage_customer_15m"
+_QUARTERS_CELL: Final = "toDateTime(toStartOfFifteenMinutes(timestamp), 'UTC')"
+_CELL_SUMS: Final = "sumForEach(CAST(`meters.quantity`, 'Array(Decimal(76, 9))'))"
 _WHOLE_ROW: Final = (
     "client_id",
     "entity_id",
@@ -111,8 +114,8 @@ class Rollup:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Where each part of the period is read: `cells` from `rollup`, `ends` from the rollup of the hours beside ends of
-    months, `shapes` from the projection, `edges` from facts. `taken`: what is in the cells and not in the period, to be
-    subtracted: from `ends` where `rollup_takes`, else from facts."""
+    months, `shapes` and `quarters` from those projections, `edges` from facts. `taken`: what is in the cells and not in
+    the period, to be subtracted: from `ends` where `rollup_takes`, else from facts."""
 
     rollup: Rollup | None
     cells: tuple[Period, ...]
@@ -121,11 +124,12 @@ class Plan:
     taken: tuple[Period, ...] = ()
     rollup_takes: bool = False
     shapes: tuple[Period, ...] = ()
+    quarters: tuple[Period, ...] = ()
 
     @property
     def reads_events(self) -> bool:
         """Whether single events are read, beside which their corrections belong; rollups hold both."""
-        return bool(self.shapes or self.edges or (self.taken and not self.rollup_takes))
+        return bool(self.shapes or self.quarters or self.edges or (self.taken and not self.rollup_takes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,20 +157,20 @@ def build(
     features: Sequence[str] = (),
     *,
     withdrawn: bool = False,
-    shapes: bool = False,
+    projections: Collection[str] = (),
     corrected: bool = True,
     count: bool = False,
 ) -> Statement:
     """One statement for one family of aggregations.
 
     `features`: those it is about, unless the query counts events. `withdrawn`: whether corrections took something out
-    of this account. `shapes`: whether facts have that projection. `corrected`: whether the account has any corrections,
+    of this account. `projections`: those that facts have. `corrected`: whether the account has any corrections,
     without which facts are all there is. `count`: `top` ranks by it, not by the sum. Columns:
     `window` (unless the granularity is none), the query's groups in order, `events`, and the family's states. Raises
     UsageError when the query insists on rollups that cannot answer.
     """
-    plan = make_plan(query, family, withdrawn=withdrawn, shapes=shapes)
-    if query.source == "rollups" and not plan.cells and not plan.shapes:
+    plan = make_plan(query, family, withdrawn=withdrawn, projections=projections)
+    if query.source == "rollups" and not (plan.cells or plan.shapes or plan.quarters):
         raise UsageError("source", "range", "no rollup has whole cells for this; use source=auto or source=facts")
     parts = _Parts(query, family, tuple(features))
     branches, tables = [], []
@@ -181,6 +185,8 @@ def build(
         tables.append(_USAGE_EDGE.table)
     if plan.shapes:
         branches += parts.shapes_branches(plan.shapes, corrected=corrected)
+    if plan.quarters:
+        branches += parts.quarters_branches(plan.quarters, corrected=corrected)
     taken = () if plan.rollup_takes else plan.taken
     if plan.edges or taken:
         branches.append(
@@ -191,8 +197,17 @@ def build(
     return Statement(parts.outer(branches, count=count), parts.parameters, tuple(tables))
 
 
-def make_plan(query: UsageQuery, family: Family, *, withdrawn: bool = False, shapes: bool = False) -> Plan:
-    """Cut the period into what a rollup has and what facts have to give."""
+def make_plan(query: UsageQuery, family: Family, *, withdrawn: bool = False, projections: Collection[str] = ()) -> Plan:
+    """Cut the period into what a rollup has, what projections have and what facts have to give."""
+    plan = _from_rollups(query, family, withdrawn=withdrawn, shapes=SHAPES in projections)
+    if plan.reads_events and not plan.shapes and QUARTERS in projections and _has_quarters(query, family):
+        inner = whole_cells(query.period, CELL)
+        if inner:
+            return Plan(None, (), rest(query.period, inner), quarters=(inner,))
+    return plan
+
+
+def _from_rollups(query: UsageQuery, family: Family, *, withdrawn: bool, shapes: bool) -> Plan:
     period = query.period
     facts = Plan(None, (), (period,))
     if query.source == "facts":
@@ -260,6 +275,15 @@ def _has_shapes(query: UsageQuery, family: Family) -> bool:
     """Whether the projection has what is asked for. It knows no event names, and its cells are no windows."""
     plain = query.event_name is None and "event_name" not in query.group_by and not query.by_events
     return plain and bool(query.dimensions) and family == "sums" and query.granularity == "none"
+
+
+def _has_quarters(query: UsageQuery, family: Family) -> bool:
+    """Whether the other projection has what is asked for: sums of one customer, in windows that quarters make up."""
+    if query.source == "facts" or query.customer is None or family != "sums" or query.by_events or query.dimensions:
+        return False
+    if query.event_name is not None or "event_name" in query.group_by or query.number is not None:
+        return False
+    return query.granularity == "none" or offsets(zone_of(query.zone), query.period).on_cells
 
 
 def _rollup(query: UsageQuery, family: Family) -> Rollup | None:
@@ -396,9 +420,34 @@ class _Parts:
         where += self._values_asked(self._text)
         where.append(self._ranges(_SHAPES_CELL, "DateTime('UTC')", periods, "shape"))
         keys = [*plain, "`meters.feature`", *(f"dimension_text_{i}" for i in range(len(self.dimensions)))]
-        selected = [*plain, "`meters.feature`", *texts, "count() AS n", f"{_SHAPES_SUMS} AS quantities"]
-        inner = f"{_select(selected, 'events', where)}\n    GROUP BY {', '.join(keys)}"
+        selected = [*plain, "`meters.feature`", *texts, "count() AS n", f"{_CELL_SUMS} AS quantities"]
         columns = [g.replace("dims.text[dimension_at_", "dimension_text_").replace("] AS", " AS") for g in groups]
+        return self._projected(selected, where, keys, columns, periods, corrected=corrected)
+
+    def quarters_branches(self, periods: Sequence[Period], *, corrected: bool) -> list[str]:
+        """Cells of the other projection, and the corrections of the same time."""
+        columns = self._keys("bucket")
+        plain = [name for name in ("client_id", "entity_id") if any(c.startswith(f"{name} AS") for c in columns)]
+        where = ["account = {account:String}", "kind = 'delta'", *self._customer()]
+        where.append("hasAny(`meters.feature`, {features:Array(String)})")
+        where.append(self._ranges(_QUARTERS_CELL, "DateTime('UTC')", periods, "quarter"))
+        keys = [*plain, *(["bucket"] if self.query.granularity != "none" else []), "`meters.feature`"]
+        named = [f"{_QUARTERS_CELL} AS bucket" if key == "bucket" else key for key in keys]
+        selected = [*named, "count() AS n", f"{_CELL_SUMS} AS quantities"]
+        return self._projected(selected, where, keys, columns, periods, corrected=corrected)
+
+    def _projected(
+        self,
+        selected: Sequence[str],
+        where: Sequence[str],
+        keys: Sequence[str],
+        columns: Sequence[str],
+        periods: Sequence[Period],
+        *,
+        corrected: bool,
+    ) -> list[str]:
+        """Cells of a projection, which the engine takes for the very expressions it was made of."""
+        inner = f"{_select(selected, 'events', where)}\n    GROUP BY {', '.join(keys)}"
         cells = (
             f"    SELECT {', '.join([*columns, 'toInt64(n) AS n', 'quantity AS quantity_sum'])}\n    FROM\n    (\n"
             f"{_indented(inner)}\n    )\n    ARRAY JOIN `meters.feature` AS feature, quantities AS quantity"

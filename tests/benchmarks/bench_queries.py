@@ -7,7 +7,7 @@ product's whole answer, with how far the workers are. An account-wide scan takes
 `_RAW_S`, at least three times, the rest twenty times, and one customer's questions two hundred times (twenty of few
 facts).
 
-One projection of facts is opt-in (sql/optional/usage_shapes.sql); it is switched on here, its storage is listed.
+Two projections of facts are opt-in (sql/optional); they are switched on here, their storage is listed.
 """
 
 import statistics
@@ -23,7 +23,7 @@ from query_facts import ACCOUNT, FEATURES, load
 
 from consumers.usage import UsageQuery
 from consumers.usage_reader import UsageReader
-from consumers.usage_sql import build
+from consumers.usage_sql import QUARTERS, SHAPES, build
 from pipeline.adapters.clickhouse import Store
 from pipeline.migrate import migrate, sql_dir
 from pipeline.settings import Settings
@@ -32,7 +32,7 @@ FACTS: Final = 100_000_000
 FACTS_QUICK: Final = 1_000_000
 ZONES: Final = ("UTC", "Europe/Berlin")  # whose clock is set back in the month
 MONTH: Final = (datetime(2026, 10, 1, tzinfo=UTC), datetime(2026, 11, 1, tzinfo=UTC))
-OPTIONAL: Final = Path("optional") / "usage_shapes.sql"
+OPTIONAL: Final = [Path("optional") / f"{name}.sql" for name in (SHAPES, QUARTERS)]
 _FEATURE: Final = FEATURES[1]
 _RUNS: Final = 20
 _RUNS_OF_ONE: Final = 200
@@ -114,9 +114,10 @@ def measure(
     storage per event, the load, ratios and figures. `engine_cpu_s`: processor seconds of the engine so far. Blocks for
     minutes. Raises StoreError, StoreUnavailable."""
     migrate(settings)
-    for statement in (sql_dir() / OPTIONAL).read_text().split(";\n"):
-        if statement.strip():
-            store.command(statement)
+    for file in OPTIONAL:
+        for statement in (sql_dir() / file).read_text().split(";\n"):
+            if statement.strip():
+                store.command(statement)
     began, cpu_s = time.perf_counter(), engine_cpu_s()
     load(store, settings.database, facts, lambda number: say(f"{number:,} facts"))
     loaded = {"seconds": round(time.perf_counter() - began, 1), "engine_us": (engine_cpu_s() - cpu_s) / facts * 1e6}
@@ -184,7 +185,7 @@ def _compared(
     store: Store, settings: Settings, query: UsageQuery, question: Question, *, threads: int, runs: int
 ) -> dict[str, Any]:
     """One question asked of both in turn: a row of the results."""
-    made = build(query, "sums", [_FEATURE], shapes=True, corrected=False)  # as the reader finds out
+    made = build(query, "sums", [_FEATURE], projections=[SHAPES, QUARTERS], corrected=False)  # as the reader finds out
     raw = _RAW.format(columns=question.columns, where=question.where, rest=question.rest)
     bound = {"account": ACCOUNT, "feature": _FEATURE, "customer": query.customer or ""}
     bound |= {name: f"{at:%Y-%m-%d %H:%M:%S}" for name, at in zip(("start", "end"), query.period, strict=True)}

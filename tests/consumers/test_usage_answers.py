@@ -14,7 +14,7 @@ from stored_events import StoredEvent, fresh_store, insert_block, random_events
 
 from consumers.usage import UsageError, UsageQuery
 from consumers.usage_reader import UsageReader
-from consumers.usage_sql import build
+from consumers.usage_sql import QUARTERS, SHAPES, build
 from pipeline.adapters.clickhouse import Store
 from pipeline.migrate import sql_dir
 
@@ -103,13 +103,13 @@ MONTH_ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Pa
 @pytest.mark.parametrize("voided", [False, True], ids=["nothing withdrawn", "a third withdrawn"])
 def test_local_months_agree_wherever_they_are_read(fresh: Store, *, voided: bool) -> None:
     """By customer, by dimension of customers and by two dimensions: cells beside the ends of months, what is subtracted
-    there, and the opt-in projection give what facts give, and so does plain Python."""
+    there, and the opt-in projections give what facts give, and so does plain Python."""
     first = datetime(2024, 9, 28, tzinfo=UTC)
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     events = random_events(seed, 900, "acme", first, 38)
     insert_block(fresh, events[:500], start=0, end=72)
-    _add_shapes(fresh)
+    _add_projections(fresh)
     insert_block(fresh, events[500:], start=72, end=1000)
     kept = events
     if voided:
@@ -125,6 +125,8 @@ def test_local_months_agree_wherever_they_are_read(fresh: Store, *, voided: bool
         {"group_by": ("customer",)},
         {"group_by": ("customer", "entity"), "granularity": "month"},
         {"customer": "anna"},
+        {"customer": "anna", "granularity": "day"},
+        {"customer": "ben", "group_by": ("entity", "customer"), "granularity": "hour"},
         {"group_by": ("customer",), "where": {"model": "a"}},
         {"group_by": ("customer", "dimension:region", "dimension:model")},
         {"customer": "ben", "group_by": ("dimension:region",)},
@@ -143,24 +145,26 @@ def test_local_months_agree_wherever_they_are_read(fresh: Store, *, voided: bool
     assert {"usage_client_edge_15m", "usage_client_day", "events"} <= read
 
 
-def test_the_projection_is_what_the_engine_reads(fresh: Store) -> None:
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        (SHAPES, {"group_by": ("customer",), "where": {"model": "a"}}),
+        (QUARTERS, {"customer": "anna", "granularity": "day"}),
+        (QUARTERS, {"customer": "anna", "group_by": ("entity",)}),
+    ],
+)
+def test_the_projection_is_what_the_engine_reads(fresh: Store, name: str, asked: dict[str, Any]) -> None:
     """The statement is made of the very expressions of the projection, else the engine would not take it."""
     first = datetime(2024, 9, 28, tzinfo=UTC)
     insert_block(fresh, random_events(1, 300, "acme", first, 38), start=0, end=72)
-    _add_shapes(fresh)
+    _add_projections(fresh)
     at = ZoneInfo("Europe/Berlin")
-    query = UsageQuery(
-        account="acme",
-        feature="sum",
-        start=datetime(2024, 10, 1, tzinfo=at),
-        end=datetime(2024, 11, 1, tzinfo=at),
-        group_by=("customer",),
-        where={"model": "a"},
-    )
-    made = build(query, "sums", ["sum"], shapes=True)
+    start, end = datetime(2024, 10, 1, tzinfo=at), datetime(2024, 11, 1, tzinfo=at)
+    query = UsageQuery(account="acme", feature="sum", start=start, end=end, zone=at.key, **asked)
+    made = build(query, "sums", ["sum"], projections=[name])
     plan = fresh.query(f"EXPLAIN projections = 1 {made.sql}", made.parameters)
     text = "\n".join(line for (line,) in plan.rows)
-    assert "usage_shapes" in text, text
+    assert name in text, text
 
 
 def test_the_largest_come_first(fresh: Store) -> None:
@@ -188,10 +192,11 @@ def fresh(clickhouse_url: str) -> Iterator[Store]:
     made.close()
 
 
-def _add_shapes(store: Store) -> None:
-    for statement in (sql_dir() / "optional" / "usage_shapes.sql").read_text().split(";\n"):
-        if statement.strip():
-            store.command(statement, settings={"mutations_sync": 1})
+def _add_projections(store: Store) -> None:
+    for name in (SHAPES, QUARTERS):
+        for statement in (sql_dir() / "optional" / f"{name}.sql").read_text().split(";\n"):
+            if statement.strip():
+                store.command(statement, settings={"mutations_sync": 1})
 
 
 def _query(first: datetime, **changes: Any) -> dict[str, Any]:

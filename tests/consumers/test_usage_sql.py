@@ -1,7 +1,7 @@
 """The text of usage statements, whole: what changes here changes what every answer is read from."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from consumers.usage import UsageError, UsageQuery
-from consumers.usage_sql import build, make_plan
+from consumers.usage_sql import QUARTERS, SHAPES, build, make_plan
 from consumers.windows import Period
 
 # ruff: noqa: E501 - statements stand as they are sent
@@ -286,10 +286,10 @@ def test_a_month_of_one_customer_takes_the_shorter_part_of_a_day_from_facts() ->
 def test_customers_by_dimension_are_read_from_the_projection_where_there_is_one() -> None:
     """All of a local month lies in its cells; without it facts give the same."""
     query = _month("Europe/Berlin", group_by=("customer",), where={"model": "draft"}, top=100)
-    plan = make_plan(query, "sums", shapes=True)
+    plan = make_plan(query, "sums", projections=[SHAPES])
     assert (plan.shapes, plan.edges) == ((query.period,), ())
     assert make_plan(query, "sums").edges == (query.period,)
-    made = build(query, "sums", ["tokens"], shapes=True)
+    made = build(query, "sums", ["tokens"], projections=[SHAPES])
     assert made.parameters == {
         "account": "acme",
         "features": ["tokens"],
@@ -365,3 +365,22 @@ def test_corrections_are_left_out_where_there_are_none() -> None:
     assert "corrections" not in build(query, "sums", ["tokens"], corrected=False).sql
     assert make_plan(query, "sums").reads_events
     assert not make_plan(replace(query, end=datetime(2024, 3, 2, tzinfo=UTC)), "sums").reads_events
+
+
+def test_one_customers_local_days_come_from_quarters_where_facts_have_them() -> None:
+    """Facts give what is less than a quarter; whole days of UTC stay with their rollup; extremes have no projection."""
+    berlin = _month("Europe/Berlin", customer="anna", granularity="day")
+    assert _plan_of(berlin) == ((berlin.period,), ())
+    odd = replace(berlin, start=berlin.start + timedelta(minutes=7))
+    assert [_spans(*found) for found in _plan_of(odd)] == [["30 22:15-31 23:00"], ["30 22:07-30 22:15"]]
+    assert make_plan(berlin, "extremes", projections=[QUARTERS]).edges == (berlin.period,)
+    assert make_plan(_month("UTC", customer="anna", granularity="day"), "sums", projections=[QUARTERS]).cells
+    for other in ({"source": "facts"}, {"event_name": "used", "feature": None}, {"where": {"model": "a"}}):
+        assert not make_plan(replace(berlin, **other), "sums", projections=[QUARTERS]).quarters
+    assert not make_plan(_month("Europe/Berlin", group_by=("customer",)), "sums", projections=[QUARTERS]).quarters
+
+
+def _plan_of(query: UsageQuery) -> tuple[tuple[Period, ...], tuple[Period, ...]]:
+    plan = make_plan(query, "sums", projections=[QUARTERS])
+    assert not plan.cells
+    return plan.quarters, plan.edges
