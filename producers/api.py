@@ -20,6 +20,7 @@ from producers.auth import PUBLIC, Authentication
 from producers.autumn import autumn_router, autumn_usage_handlers
 from producers.autumn_customers import autumn_customers_router
 from producers.body import BODY_BYTES_MAX
+from producers.body_limits import BodyLimits
 from producers.bulk import bulk_router
 from producers.description import DescribedJson
 from producers.intake import Intake
@@ -67,7 +68,7 @@ def build_app(
             *extra_routers,
             *autumn_usage_handlers(),
         ],
-        middleware=[Authentication(intake.catalog)],
+        middleware=[BodyLimits(), Authentication(intake.catalog)],
         exception_handlers=EXCEPTION_HANDLERS,
         openapi_config=_openapi(version),
         request_max_body_size=BODY_BYTES_MAX,
