@@ -438,7 +438,7 @@ _BODIES: Final[dict[str, dict[str, Schema]]] = {
     "/segment/v1/batch": _SEGMENT_BATCH,
     "/segment/v1/import": _SEGMENT_BATCH,
     **{f"/segment/v1/{call}": _ANY for call in NOT_METERED},
-    "/v1/catalog/keys/{key_id}/rotate": {_JSON: _content(_ref("Rotation"), {"a week": {"overlap_s": 604_800}})},
+    "/v1/catalog/keys/{key_id}/rotate": {_JSON: {"schema": _ref("Rotation")}},
     **{f"/v1/catalog/{section}": {_JSON: {"schema": _ref(f"New{name}")}} for section, name in _DEFINITIONS.items()},
 }
 _OWN_ANSWERS: Final = {("/v1/events", "get"), ("/v1/events/batch", "get")}  # as their handlers describe them
