@@ -61,10 +61,12 @@ from pipeline.adapters.kafka_admin import (
     topic_id,
 )
 from pipeline.block import Place
+from pipeline.catalog import Key, test_mode_account
 from pipeline.catalog_file import Change, apply_file, plan, read_catalog_file, render_plan
 from pipeline.catalog_service import CatalogService
 from pipeline.connecting import until_connected
-from pipeline.event import EventError
+from pipeline.event import EventError, format_timestamp
+from pipeline.key_uses import KeyUses
 from pipeline.logs import configure_logs
 from pipeline.metrics import AuditMetrics
 from pipeline.migrate import MigrationError, migrate, pending
@@ -426,6 +428,7 @@ def make_api() -> "Litestar":
     from producers.auth import key_of, needs  # noqa: PLC0415
     from producers.catalog_api import catalog_router  # noqa: PLC0415
     from producers.intake import CatalogReader, Intake  # noqa: PLC0415
+    from producers.rate_limits import RateLimits  # noqa: PLC0415
 
     settings = _settings()
     writer = RecordWriter(settings)
@@ -442,8 +445,10 @@ def make_api() -> "Litestar":
         clock_us=_now_us,
         ahead_max_us=settings.ahead_max_hours * 3_600_000_000,
         new_id=new_transaction_id,
+        limits=RateLimits(time.monotonic, default_events_per_s=settings.key_events_per_s),
     )
 
+    uses = KeyUses(store, _now_us)
     inspector = Inspector(store, reader.progress, topic=settings.topic_events)
     tails = Tails(lambda chosen, token: Tail(store, chosen, topic=settings.topic_events, token=token))
 
@@ -451,8 +456,11 @@ def make_api() -> "Litestar":
     async def connected(_: "Litestar") -> AsyncIterator[None]:
         await until_connected(writer.start, LogUnavailable)
         await until_connected(client.start, CatalogUnavailable)
+        noting = asyncio.create_task(uses.run(), name="key uses")
         yield
         tails.stop()
+        noting.cancel()
+        await asyncio.wait([noting])
         await client.stop()
         await ranges.stop()
         await writer.stop()
@@ -489,9 +497,9 @@ def make_api() -> "Litestar":
         route_handlers=[usage_router(reader.usage, lambda: datetime.now(UTC)), receipt_router(receipts.receipt)],
     )
     return build_app(
-        Services(intake, {"kafka": kafka_answers}),
+        Services(intake, {"kafka": kafka_answers}, uses.note),
         [
-            catalog_router(service),
+            catalog_router(service, uses.last),
             reading,
             *inspecting,
             hidden_receipt_handler(receipts.receipt, [needs("read")], account),
@@ -631,15 +639,81 @@ def keys() -> None:
 @click.option("--account", help="Default: TALLY_DEFAULT_ACCOUNT.")
 @click.option("--name", default="", help="What it is for.")
 @click.option("--scope", "scopes", multiple=True, type=click.Choice(["ingest", "read", "admin"]), default=["ingest"])
+@click.option("--mode", type=click.Choice(["live", "test"]), help="Test keys act for an account of their own.")
+@click.option(
+    "--events-per-s", type=int, help="Limit per process of the API; 0 for none. Default: TALLY_KEY_EVENTS_PER_S."
+)
+@click.option("--burst", type=int, help="Events at once above the limit. Default: ten seconds of it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; it is so without, too.")
 @_told
-def keys_create(account: str | None, name: str, scopes: tuple[str, ...]) -> None:
+def keys_create(account: str | None, scopes: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Make a key. Its secret is shown now and never again."""
     settings = _settings()
 
     async def run() -> Any:
         async with _catalog(settings) as service:
-            fields = {"name": name, "scopes": list(scopes)}
+            fields = {"scopes": list(scopes), **given}
             return await service.create_key(account or settings.default_account, fields)
+
+    created = asyncio.run(run())
+    _print_json({"key": created.secret, "id": created.key.hash, "scopes": list(created.key.scopes)})
+
+
+@keys.command("list")
+@click.option("--account", help="Default: TALLY_DEFAULT_ACCOUNT.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_told
+def keys_list(account: str | None, as_json: bool) -> None:
+    """Tell the keys of an account and of its test mode: scopes, limits, last use, until when they are good."""
+    settings = _settings()
+    name = account or settings.default_account
+    store = Store(settings)
+
+    async def run() -> Any:
+        async with _catalog(settings) as service:
+            return service.keys(name), await KeyUses(store, _now_us).last((name, test_mode_account(name)))
+
+    try:
+        found, used = asyncio.run(run())
+    finally:
+        store.close()
+    rows = [_key_document(key, used.get(key.hash)) for key in found]
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table(*(rows[0] if rows else ("id",)))
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    Console().print(table)
+
+
+def _key_document(key: Key, used_us: int | None) -> dict[str, object]:
+    instants = {"created": key.created_us, "last_used": used_us, "expires": key.expires_us, "revoked": key.revoked_us}
+    return {
+        "id": key.hash,
+        "account": key.account,
+        "name": key.name,
+        "scopes": ",".join(key.scopes),
+        "hint": key.hint,
+        "events_per_s": key.events_per_s,
+        "burst": key.burst,
+        **{name: None if at_us is None else format_timestamp(at_us) for name, at_us in instants.items()},
+    }
+
+
+@keys.command("rotate")
+@click.argument("key_id")
+@click.option("--account", help="Default: TALLY_DEFAULT_ACCOUNT.")
+@click.option("--overlap-s", type=int, default=86_400, show_default=True, help="How long the old one stays good.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; it is so without, too.")
+@_told
+def keys_rotate(key_id: str, account: str | None, overlap_s: int, as_json: bool) -> None:
+    """Make the successor of the key with this id. Its secret is shown now; the old one is good for the overlap."""
+    settings = _settings()
+
+    async def run() -> Any:
+        async with _catalog(settings) as service:
+            return await service.rotate_key(account or settings.default_account, key_id, {"overlap_s": overlap_s})
 
     created = asyncio.run(run())
     _print_json({"key": created.secret, "id": created.key.hash, "scopes": list(created.key.scopes)})

@@ -49,7 +49,11 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """An API key without its secret. `hash`: SHA-256 of the secret in hex. `hint`: the secret's last 4 characters."""
+    """An API key without its secret. `hash`: SHA-256 of the secret in hex. `hint`: the secret's last 4 characters.
+
+    `expires_us`: until when it is good, set when it was rotated. `events_per_s`, `burst`: the key's own limit in each
+    process of the API; None: the default; 0 events per second: none.
+    """
 
     hash: str
     account: str
@@ -58,6 +62,9 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     hint: str
     created_us: int
     revoked_us: int | None = None
+    expires_us: int | None = None
+    events_per_s: int | None = None
+    burst: int | None = None
     rev: int = EMPTY_VERSION
 
 

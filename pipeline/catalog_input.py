@@ -40,7 +40,12 @@ CUSTOMER_FIELDS: Final = ("id", "name", "email", "metadata")
 ACCOUNT_FIELDS: Final = ("id", "name", "segment")
 # what is a correction no Segment library says
 SEGMENT_FIELDS: Final = tuple(name for name in EVENT_FIELDS if name not in ("kind", "targetId"))
-KEY_FIELDS: Final = ("name", "scopes", "mode")
+KEY_FIELDS: Final = ("name", "scopes", "mode", "events_per_s", "burst")
+ROTATION_FIELDS: Final = ("overlap_s",)
+OVERLAP_S: Final = 86_400
+OVERLAP_S_MAX: Final = 90 * 86_400
+EVENTS_PER_S_MAX: Final = 1_000_000
+BURST_MAX: Final = 100_000_000
 
 
 class CatalogError(ValueError):
@@ -65,6 +70,8 @@ class KeyRequest(msgspec.Struct, frozen=True):
     name: str
     scopes: tuple[Scope, ...]
     mode: Mode | None
+    events_per_s: int | None = None
+    burst: int | None = None
 
 
 def feature_from(account: str, given: Mapping[str, object], *, base: Feature | None = None) -> Feature:
@@ -169,9 +176,20 @@ def key_request_from(given: Mapping[str, object]) -> KeyRequest:
         name=checked.text("name", "", NAME_CHARS_MAX),
         scopes=checked.scopes("scopes"),
         mode=checked.choice("mode", "live", get_args(Mode)) if given.get("mode") is not None else None,
+        events_per_s=checked.whole("events_per_s", None, 0, EVENTS_PER_S_MAX),
+        burst=checked.whole("burst", None, 1, BURST_MAX),
     )
-    checked.raise_if_wrong()
+    lonely = request.burst is not None and not request.events_per_s
+    checked.raise_if_wrong([FieldError("burst", "exclusive", "needs events_per_s beside it")] if lonely else ())
     return request
+
+
+def overlap_from(given: Mapping[str, object]) -> int:
+    """How many seconds a rotated key stays good, from given fields. Raises CatalogError."""
+    checked = _Checked(given, ROTATION_FIELDS)
+    overlap_s = checked.whole("overlap_s", OVERLAP_S, 0, OVERLAP_S_MAX)
+    checked.raise_if_wrong()
+    return OVERLAP_S if overlap_s is None else overlap_s
 
 
 # ------------------------------------------------------------------------------------------------ private
@@ -298,6 +316,18 @@ class _Checked:
             return default
         right = [self._is_id(entry, f"{field}[{index}]") for index, entry in enumerate(given)]
         return tuple(dict.fromkeys(given)) if all(right) else default
+
+    def whole(self, field: str, default: int | None, least: int, most: int) -> int | None:
+        given = self._given.get(field)
+        if given is None:
+            return default
+        if isinstance(given, bool) or not isinstance(given, int):
+            self.wrong(field, "type", f"must be a whole number, not {_type_name(given)}")
+        elif not least <= given <= most:
+            self.wrong(field, "range", f"must be {least} to {most}")
+        else:
+            return given
+        return default
 
     def scopes(self, field: str) -> tuple[Scope, ...]:
         given, allowed = self._given.get(field), get_args(Scope)

@@ -35,6 +35,9 @@ _SCHEMAS: Final[dict[str, pa.Schema]] = {
             ("hint", pa.string()),
             ("created", _INSTANT),
             ("revoked", _INSTANT),
+            ("expires", _INSTANT),
+            ("events_per_s", pa.uint32()),
+            ("burst", pa.uint32()),
             ("rev", pa.uint64()),
             ("deleted", pa.uint8()),
         ]
@@ -164,7 +167,7 @@ def _row(definition: Definition | Removed) -> tuple[str, dict[str, Any]]:  # noq
 
 
 def _key_row(key: Key, *, deleted: int) -> dict[str, Any]:
-    return {**_renamed(key, created="created_us", revoked="revoked_us"), "deleted": deleted}
+    return {**_renamed(key, created="created_us", revoked="revoked_us", expires="expires_us"), "deleted": deleted}
 
 
 def _customer_row(customer: Customer, *, deleted: int) -> dict[str, Any]:

@@ -46,6 +46,7 @@ from pipeline.catalog_input import (
     feature_fields,
     feature_from,
     key_request_from,
+    overlap_from,
 )
 from pipeline.catalog_proposal import Action, propose_customer, propose_dimension, propose_feature
 from pipeline.event import ID_CHARS_MAX, FieldError
@@ -244,7 +245,7 @@ class CatalogService:
             account = catalog.account(account_id)
             if account is None:
                 account = await self._write_accounts(account_from({"id": account_id}))
-            known = recognise(catalog, known_secret) if known_secret else KeyRefused("unknown")
+            known = recognise(catalog, known_secret, self._clock_us()) if known_secret else KeyRefused("unknown")
             if known_secret and isinstance(known, Key) and known.account == account_id and "admin" in known.scopes:
                 return FirstAccount(account, known_secret)
             every: tuple[Scope, ...] = ("ingest", "read", "admin")
@@ -305,9 +306,30 @@ class CatalogService:
             rev = await self._client.append(*encode_key(revoked))
             return msgspec.structs.replace(revoked, rev=rev)
 
+    async def rotate_key(self, account: str, key_id: str, fields: Mapping[str, object]) -> CreatedKey:
+        """A new key like this one, which stays good for `overlap_s` from now, and never longer than it would be.
+
+        The new one is written first: when the second write fails, the old one is good as before. Raises NotFound, and
+        CatalogError for a key that is good no more.
+        """
+        overlap_s = overlap_from(fields)
+        async with self._client.changing() as catalog:
+            key = self.key(account, key_id)
+            now_us = self._clock_us()
+            if key.revoked_us is not None or (key.expires_us is not None and key.expires_us <= now_us):
+                raise CatalogError([FieldError("id", "revoked", "the key is good no more; make another")])
+            owner = catalog.account(key.account)
+            if owner is None:
+                raise _not_found("account", "account", key.account)
+            created = await self._write_key(owner, KeyRequest(key.name, key.scopes, None, key.events_per_s, key.burst))
+            over_us = now_us + overlap_s * 1_000_000
+            expires_us = over_us if key.expires_us is None else min(key.expires_us, over_us)
+            await self._client.append(*encode_key(msgspec.structs.replace(key, expires_us=expires_us)))
+            return created
+
     def principal(self, secret: str) -> Principal | None:
-        """Whom the secret speaks for; None when it is revoked, or unknown so far: catch up, then ask again."""
-        found = recognise(self.catalog, secret)
+        """Whom the secret speaks for; None when it is revoked or over, or unknown so far: catch up, then ask again."""
+        found = recognise(self.catalog, secret, self._clock_us())
         return principal_of(found) if isinstance(found, Key) else None
 
     async def _write_key(self, account: Account, request: KeyRequest) -> CreatedKey:
@@ -319,6 +341,8 @@ class CatalogService:
             scopes=request.scopes,
             hint=secret[-4:],
             created_us=self._clock_us(),
+            events_per_s=request.events_per_s,
+            burst=request.burst,
         )
         rev = await self._client.append(*encode_key(key))
         return CreatedKey(msgspec.structs.replace(key, rev=rev), secret)

@@ -73,6 +73,12 @@ class Settings(BaseSettings):
     api_host: str = Field(default="127.0.0.1", description="address that the API listens on")
     api_port: int = Field(default=8080, ge=0, le=65535, description="port of the API; 0 takes a free one")
     api_workers: int = Field(default=1, ge=1, description="processes of the API")
+    key_events_per_s: int = Field(
+        default=0,
+        ge=0,
+        description="events per second that a key without a limit of its own may send to each process of the API; "
+        "0 for no limit",
+    )
     default_account: str = Field(
         default="default", description="account of Kafka records that carry no `account` header"
     )

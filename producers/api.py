@@ -15,11 +15,13 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ControllerRouterHandler
 
+from pipeline.api_keys import Principal
 from pipeline.ports import CatalogUnavailable, LogUnavailable
 from producers.auth import PUBLIC, Authentication
 from producers.autumn import autumn_router, autumn_usage_handlers
 from producers.autumn_customers import autumn_customers_router
 from producers.body import BODY_BYTES_MAX
+from producers.body_limits import BodyLimits
 from producers.bulk import bulk_router
 from producers.description import DescribedJson
 from producers.intake import Intake
@@ -36,10 +38,12 @@ _CHECK_TIMEOUT_S: Final = 3.0
 
 
 class Services(msgspec.Struct, frozen=True):
-    """What the composition root passes in. `checks`: name -> coroutine that raises while the thing is away."""
+    """What the composition root passes in. `checks`: name -> coroutine that raises while the thing is away.
+    `key_used` is told of each request with a good key, and must cost next to nothing."""
 
     intake: Intake
     checks: Mapping[str, Check]
+    key_used: Callable[[Principal], None] | None = None
 
 
 def build_app(
@@ -67,7 +71,7 @@ def build_app(
             *extra_routers,
             *autumn_usage_handlers(),
         ],
-        middleware=[Authentication(intake.catalog)],
+        middleware=[BodyLimits(), Authentication(intake.catalog, services.key_used)],
         exception_handlers=EXCEPTION_HANDLERS,
         openapi_config=_openapi(version),
         request_max_body_size=BODY_BYTES_MAX,

@@ -10,6 +10,7 @@ Routes are closed unless they carry `opt={"public": True}`; a router of another 
 
 import hmac
 from base64 import b64decode
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from litestar.connection import ASGIConnection
@@ -37,8 +38,9 @@ class Authentication(ASGIMiddleware):
     exclude_opt_key = _PUBLIC
     exclude_path_pattern = (r"^/openapi\.json$",)
 
-    def __init__(self, catalog: CatalogReader) -> None:
+    def __init__(self, catalog: CatalogReader, used: Callable[[Principal], None] | None = None) -> None:
         self._catalog = catalog
+        self._used = used
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         """Refuses by raising Problem, which the exception handlers turn into the answer."""
@@ -51,6 +53,8 @@ class Authentication(ASGIMiddleware):
         if client_id is not None and client_id not in (principal.account, principal.name):
             raise unauthenticated("Kable-Client-Id names another account than the key belongs to", "Kable-Client-Id")
         scope["state"]["principal"] = principal
+        if self._used is not None:
+            self._used(principal)
         await next_app(scope, receive, send)
 
 

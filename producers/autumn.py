@@ -76,7 +76,7 @@ def autumn_router(intake: Intake) -> Router:
             items = [_as_part(item, key, index) for index, item in enumerate(items)]
         await intake.catalog.port.ensure_customers(account, [item.event.client_id for item in items])
         delivery = await intake.receive(
-            account, [item.event for item in items], defaulted=[item.defaulted for item in items]
+            principal_of(request), [item.event for item in items], defaulted=[item.defaulted for item in items]
         )
         if delivery.retry_after_s is not None:
             raise _unconfirmed(delivery)
@@ -161,7 +161,7 @@ async def _record(intake: Intake, principal: Principal, stated: Stated, customer
     """The event's id once the log has it. Raises Problem."""
     await _refuse_unknown(intake, principal.account, stated.event)
     await know_customer(intake, principal.account, stated.event.client_id, customer_data)
-    delivery = await intake.receive(principal.account, [stated.event], defaulted=stated.defaulted)
+    delivery = await intake.receive(principal, [stated.event], defaulted=stated.defaulted)
     receipt = delivery.receipts[0]
     if receipt.error is not None:
         told = "the event is not confirmed; send it again with this idempotency_key"

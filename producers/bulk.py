@@ -39,7 +39,7 @@ def bulk_router(intake: Intake) -> Router:
         if media_type == JSON and not body.startswith(b"["):
             raise bad_fields([FieldError("", "type", f"must be a JSON array; for one event a line send {NDJSON}")])
         lines = await split_list(body) if media_type == JSON else _split_lines(body)
-        return verdicts_response(await receive_lines(intake, principal_of(request).account, lines))
+        return verdicts_response(await receive_lines(intake, principal_of(request), lines))
 
     return Router(path="/", route_handlers=[create_batch])
 

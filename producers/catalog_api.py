@@ -2,12 +2,12 @@
 
 Rules: the account comes from the API key; reading needs the scope `read`, changing `admin`. Field names are those of
 catalog files. POST creates (201; 409 `exists`), PATCH changes the given fields, PUT gives the others their defaults,
-DELETE of a key revokes it. An answer to a change is given once this process has read the change back. Errors are
-problem+json: 404 `not_found`, 409 `exists`, 422 with every bad field, 503 with Retry-After while Kafka is away.
-An id stands at the end of the address, percent-encoded; it may have slashes.
+DELETE of a key revokes it, POST to its `rotate` makes its successor. An answer to a change is given once this process
+has read the change back. Errors are problem+json: 404 `not_found`, 409 `exists`, 422 with every bad field, 503 with
+Retry-After while Kafka is away. An id stands at the end of the address, percent-encoded; it may have slashes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -15,7 +15,7 @@ import msgspec
 from litestar import Response, Router, delete, get, patch, post, put
 from litestar.params import FromPath, QueryParameter
 
-from pipeline.catalog import TEST_SUFFIX, Customer, Dimension, Feature, Key
+from pipeline.catalog import TEST_SUFFIX, Customer, Dimension, Feature, Key, test_mode_account
 from pipeline.catalog_input import (
     customer_fields,
     customer_from,
@@ -26,6 +26,7 @@ from pipeline.catalog_input import (
 )
 from pipeline.catalog_service import CatalogService
 from pipeline.event import format_timestamp
+from pipeline.ports import StoreError, StoreUnavailable
 from producers.auth import needs, principal_of
 from producers.body import decode_object, read_body
 from producers.problems import AnyRequest
@@ -36,21 +37,23 @@ _PATH: Final = "/v1/catalog"
 Limit = Annotated[int, QueryParameter(ge=1, le=PAGE_MAX, description="items in the answer at most")]
 After = Annotated[str, QueryParameter(description="`next` of the page before")]
 Body = dict[str, Any]
+LastUsed = Callable[[Sequence[str]], Awaitable[Mapping[str, int]]]  # of the keys of accounts, by id, UTC microseconds
 
 _READ: Final = [needs("read")]
 _ADMIN: Final = [needs("admin")]
 _T = TypeVar("_T")
 
 
-def catalog_router(service: CatalogService) -> Router:
-    """The routes over one service. Authentication comes before them, `producers.problems` behind them."""
+def catalog_router(service: CatalogService, last_used: LastUsed | None = None) -> Router:
+    """The routes over one service. Authentication comes before them, `producers.problems` behind them. `last_used` may
+    raise StoreUnavailable or StoreError."""
     return Router(
         path=_PATH,
         route_handlers=[
             *_feature_routes(service),
             *_dimension_routes(service),
             *_customer_routes(service),
-            *_key_routes(service),
+            *_key_routes(service, last_used),
         ],
         tags=["catalog"],
     )
@@ -71,9 +74,12 @@ def customer_body(customer: Customer) -> Body:
     return {**customer_fields(customer), "created": format_timestamp(customer.created_us)}
 
 
-def key_body(key: Key) -> Body:
-    """An API key as JSON says it: all but the secret, which only the answer to its creation has."""
-    return {
+def key_body(key: Key, used: Mapping[str, int] | None = None) -> Body:
+    """An API key as JSON says it: all but the secret, which only the answer to its creation has.
+
+    `used`: when keys were last used; None when that cannot be told now, and `last_used` is left out.
+    """
+    body = {
         "id": key.hash,
         "account": key.account,
         "mode": "test" if key.account.endswith(TEST_SUFFIX) else "live",
@@ -81,8 +87,12 @@ def key_body(key: Key) -> Body:
         "scopes": key.scopes,
         "hint": key.hint,
         "created": format_timestamp(key.created_us),
-        "revoked": None if key.revoked_us is None else format_timestamp(key.revoked_us),
+        "revoked": _instant(key.revoked_us),
+        "expires": _instant(key.expires_us),
+        "events_per_s": key.events_per_s,
+        "burst": key.burst,
     }
+    return body if used is None else {**body, "last_used": _instant(used.get(key.hash))}
 
 
 # ------------------------------------------------------------------------------------------------ private
@@ -190,30 +200,55 @@ def _customer_routes(service: CatalogService) -> list[Any]:
     return [list_customers, get_customer, create_customer, change_customer, replace_customer]
 
 
-def _key_routes(service: CatalogService) -> list[Any]:
+def _key_routes(service: CatalogService, last_used: LastUsed | None) -> list[Any]:
+    never: Mapping[str, int] | None = None if last_used is None else {}  # of a key that was just made
+
+    async def used(account: str) -> Mapping[str, int] | None:
+        """None while the store is away: keys are listed and revoked all the same."""
+        if last_used is None:
+            return None
+        try:
+            return await last_used((account, test_mode_account(account)))
+        except (StoreUnavailable, StoreError):
+            return None
+
     @get("/keys", guards=_ADMIN)
     async def list_keys(request: AnyRequest, limit: Limit = 100, after: After = "") -> Response[bytes]:
         """The account's API keys by id, revoked ones too; a live account also sees those of its test mode."""
         keys = sorted(service.keys(_account(request)), key=lambda key: key.hash)
-        return _page(keys, lambda k: k.hash, key_body, limit, after)
+        known = await used(_account(request))
+        return _page(keys, lambda k: k.hash, lambda k: key_body(k, known), limit, after)
 
     @get("/keys/{key_id:str}", guards=_ADMIN)
     async def get_key(request: AnyRequest, key_id: FromPath[str]) -> Response[bytes]:
         """An API key."""
-        return _json(key_body(service.key(_account(request), key_id)))
+        return _json(key_body(service.key(_account(request), key_id), await used(_account(request))))
 
     @post("/keys", guards=_ADMIN)
     async def create_key(request: AnyRequest) -> Response[bytes]:
         """A new API key. `secret` is in this answer and nowhere else."""
         created = await service.create_key(_account(request), await _fields(request))
-        return _json({**key_body(created.key), "secret": created.secret}, 201)
+        return _json({**key_body(created.key, never), "secret": created.secret}, 201)
+
+    @post("/keys/{key_id:str}/rotate", guards=_ADMIN)
+    async def rotate_key(request: AnyRequest, key_id: FromPath[str]) -> Response[bytes]:
+        """A new API key like this one, with its `secret`. The old one is good for `overlap_s` more (a day unless said
+        otherwise), then refused."""
+        body = await _fields(request)
+        created = await service.rotate_key(_account(request), key_id, body)
+        return _json({**key_body(created.key, never), "secret": created.secret}, 201)
 
     @delete("/keys/{key_id:str}", guards=_ADMIN, status_code=200)
     async def revoke_key(request: AnyRequest, key_id: FromPath[str]) -> Response[bytes]:
         """Revokes an API key for good."""
-        return _json(key_body(await service.revoke_key(_account(request), key_id)))
+        revoked = await service.revoke_key(_account(request), key_id)
+        return _json(key_body(revoked, await used(_account(request))))
 
-    return [list_keys, get_key, create_key, revoke_key]
+    return [list_keys, get_key, create_key, rotate_key, revoke_key]
+
+
+def _instant(at_us: int | None) -> str | None:
+    return None if at_us is None else format_timestamp(at_us)
 
 
 def _account(request: AnyRequest) -> str:

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from litestar import Response
 
+from pipeline.api_keys import Principal
 from pipeline.event import ID_CHARS_MAX, EventError, FieldError, make_event
 from producers.auth import principal_of
 from producers.body import JSON, decode_object, read_body, split_list
@@ -53,25 +54,25 @@ async def states_cloud_events(body: bytes) -> bool:
 
 async def receive_request(intake: Intake, request: AnyRequest) -> Response[bytes]:
     """A request that `is_cloud_event`: 204 once everything is acknowledged. Raises Problem."""
-    account = principal_of(request).account
+    sender = principal_of(request)
     if request.content_type[0].lower() in (STRUCTURED, BATCH):
         body = (await read_body(request, STRUCTURED, BATCH, compressed=True)).strip()
         if request.content_type[0].lower() == BATCH and not body.startswith(b"["):
             raise bad_fields([FieldError("", "type", "a batch must be a JSON array")])
-        return await receive_body(intake, account, body)
-    return await _receive(intake, account, [_stated(*await _binary(request), intake)])
+        return await receive_body(intake, sender, body)
+    return await _receive(intake, sender, [_stated(*await _binary(request), intake)])
 
 
-async def receive_body(intake: Intake, account: str, body: bytes) -> Response[bytes]:
+async def receive_body(intake: Intake, sender: Principal, body: bytes) -> Response[bytes]:
     """One event in structured form, or a list of them. Raises Problem."""
     if not body.startswith(b"["):
-        return await _receive(intake, account, [_decoded(body, intake)])
+        return await _receive(intake, sender, [_decoded(body, intake)])
     items: list[Stated | Refused] = []
     for index, item in enumerate(await split_list(body)):
         if index % _TURN_EVENTS == _TURN_EVENTS - 1:
             await asyncio.sleep(0)
         items.append(_decoded(item, intake))
-    return await _receive(intake, account, items)
+    return await _receive(intake, sender, items)
 
 
 def transaction_id_of(source: str, event_id: str) -> str:
@@ -79,8 +80,8 @@ def transaction_id_of(source: str, event_id: str) -> str:
     return f"{len(source)}:{source}{event_id}"
 
 
-async def _receive(intake: Intake, account: str, items: list[Stated | Refused]) -> Response[bytes]:
-    raise_unless_all(await receive_stated(intake, account, dict(enumerate(items))))
+async def _receive(intake: Intake, sender: Principal, items: list[Stated | Refused]) -> Response[bytes]:
+    raise_unless_all(await receive_stated(intake, sender, dict(enumerate(items))))
     return Response(b"", status_code=204)
 
 

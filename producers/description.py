@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from litestar.openapi.plugins import JsonRenderPlugin
 
+from pipeline.catalog_input import BURST_MAX, EVENTS_PER_S_MAX, OVERLAP_S, OVERLAP_S_MAX
 from producers.cloud_events import BATCH, STRUCTURED
 from producers.problems import MEDIA_TYPE, AnyRequest
 from producers.segment import NOT_METERED
@@ -289,7 +290,21 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "Dimension": _object({"key": _TEXT, "type": {"enum": ["string", "number"]}, "rev": _WHOLE}, ("key", "type", "rev")),
     "Customer": _object({"id": _TEXT, "name": _TEXT, "email": _TEXT, "created": _INSTANT}, ("id", "created")),
     "ApiKey": _object(
-        {"id": _TEXT, "account": _TEXT, "mode": _TEXT, "scopes": {"type": "array", "items": _TEXT}, "secret": _TEXT},
+        {
+            "id": _TEXT,
+            "account": _TEXT,
+            "mode": _TEXT,
+            "scopes": {"type": "array", "items": _TEXT},
+            "secret": {**_TEXT, "description": "Of a key that was just made; it cannot be had again"},
+            "revoked": _nullable(_INSTANT),
+            "expires": {**_nullable(_INSTANT), "description": "Of a key that was rotated: until when it is good"},
+            "last_used": {
+                **_nullable(_INSTANT),
+                "description": "To the minute, null: never; left out while that cannot be told",
+            },
+            "events_per_s": {**_nullable(_WHOLE), "description": "Limit in each process of the API; 0: none"},
+            "burst": _nullable(_WHOLE),
+        },
         ("id", "account", "mode", "scopes"),
     ),
     "NewFeature": _object(
@@ -309,8 +324,32 @@ SCHEMAS: Final[dict[str, Schema]] = {
             "name": _TEXT,
             "scopes": {"type": "array", "minItems": 1, "items": {"enum": ["ingest", "read", "admin"]}},
             "mode": {"enum": ["live", "test"]},
+            "events_per_s": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": EVENTS_PER_S_MAX,
+                "description": "Limit in each process of the API; 0: none; not given: the default",
+            },
+            "burst": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": BURST_MAX,
+                "description": "Events at once above that, beside `events_per_s`; not given: ten seconds of it",
+            },
         },
         ("scopes",),
+    ),
+    "Rotation": _object(
+        {
+            "overlap_s": {
+                "type": "integer",
+                "minimum": 0,
+                "maximum": OVERLAP_S_MAX,
+                "default": OVERLAP_S,
+                "description": "How long the old key stays good",
+            }
+        },
+        closed=True,
     ),
 }
 
@@ -399,6 +438,7 @@ _BODIES: Final[dict[str, dict[str, Schema]]] = {
     "/segment/v1/batch": _SEGMENT_BATCH,
     "/segment/v1/import": _SEGMENT_BATCH,
     **{f"/segment/v1/{call}": _ANY for call in NOT_METERED},
+    "/v1/catalog/keys/{key_id}/rotate": {_JSON: {"schema": _ref("Rotation")}},
     **{f"/v1/catalog/{section}": {_JSON: {"schema": _ref(f"New{name}")}} for section, name in _DEFINITIONS.items()},
 }
 _OWN_ANSWERS: Final = {("/v1/events", "get"), ("/v1/events/batch", "get")}  # as their handlers describe them

@@ -1,12 +1,14 @@
 """Intake: the one way from a door to the log, shared by all doors of a process.
 
 Rules: an event gets its transactionId before anything is sent, so that an answer can name it even when Kafka is away
-and sending again counts once. What is in flight is bounded: past the bound a request is refused with 429 at once.
+and sending again counts once. What is in flight is bounded: past the bound a request is refused with 429 at once; so
+it is past its key's limit (`producers.rate_limits`), here for every door.
 Before a door says that a key, customer or feature does not exist it reads the catalog to its end, since another
 process may have made it a moment ago.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -18,6 +20,7 @@ from pipeline.ports import LogUnavailable
 from producers.ports import CatalogPort
 from producers.problems import Problem
 from producers.publisher import Publisher, Receipt
+from producers.rate_limits import RateLimits
 
 IN_FLIGHT_EVENTS_MAX: Final = 200_000  # about 200 MB at 1 kB an event
 _KEY_PREFIX: Final = "tally_"  # anything else is no key of ours, not even one made a moment ago
@@ -100,6 +103,7 @@ class Intake:
         ahead_max_us: int,
         new_id: Callable[[], str],
         in_flight_events_max: int = IN_FLIGHT_EVENTS_MAX,
+        limits: RateLimits | None = None,
     ) -> None:
         self.catalog = catalog
         self.clock_us = clock_us
@@ -107,27 +111,30 @@ class Intake:
         self._publisher = publisher
         self._new_id = new_id
         self._in_flight_events_max = in_flight_events_max
+        self._limits = limits or RateLimits(time.monotonic)
         self._in_flight_events = 0
 
     async def receive(
         self,
-        account: str,
+        sender: Principal,
         events: Sequence[Event],
         *,
         defaulted: bool | Sequence[bool] = False,
         as_sent: Sequence[bytes | None] | None = None,
     ) -> Delivery:
-        """Waits for the log's acknowledgement, at most its time-out. Raises Problem 429 when too much is in flight.
-        `defaulted`, `as_sent`: see Publisher.publish."""
+        """Waits for the log's acknowledgement, at most its time-out. Raises Problem 429 when too much is in flight,
+        or past the limit of the sender's key: nothing was published then. `defaulted`, `as_sent`: see
+        Publisher.publish."""
         if not events:
             return Delivery([], None)
         if self._in_flight_events + len(events) > self._in_flight_events_max:
             raise Problem(429, "busy", "too many events are in flight; send them again", headers={"Retry-After": "1"})
+        self._limits.take(sender, len(events))
         named = [self._named(event) for event in events]
         self._in_flight_events += len(named)
         try:
             receipts = await self._publisher.publish(
-                account, named, catalog_version=self.catalog.version, defaulted=defaulted, as_sent=as_sent
+                sender.account, named, catalog_version=self.catalog.version, defaulted=defaulted, as_sent=as_sent
             )
         except LogUnavailable as error:
             receipts = [Receipt(event.transaction_id or "", str(error)) for event in named]

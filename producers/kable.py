@@ -34,13 +34,13 @@ def kable_router(intake: Intake) -> Router:
         if is_cloud_event(request):
             return await receive_request(intake, request)
         body = (await read_body(request, compressed=True)).strip()
-        account = principal_of(request).account
+        sender = principal_of(request)
         if await states_cloud_events(body):
-            return await receive_body(intake, account, body)
+            return await receive_body(intake, sender, body)
         if body.startswith(b"["):
             refuse_for_list(request)
-            return verdicts_response(await receive_lines(intake, account, await split_list(body)))
-        verdicts = await receive_lines(intake, account, [body], key=idempotency_key(request))
+            return verdicts_response(await receive_lines(intake, sender, await split_list(body)))
+        verdicts = await receive_lines(intake, sender, [body], key=idempotency_key(request))
         verdict = verdicts.events[0]
         if verdict.status == "rejected":
             raise bad_fields(verdict.errors)

@@ -357,7 +357,7 @@ async def _record(context: Context, use: CreateUsageEventInput) -> bool:
         raise bad_fields(renamed) from error
     await _user(context, account, use.user_id, "userId")
     await _feature(context, account, use.feature_id, "featureId")
-    delivery = await intake.receive(account, [event], defaulted=True)
+    delivery = await intake.receive(context.principal, [event], defaulted=True)
     if delivery.retry_after_s is not None:
         raise unavailable("the use is not confirmed; try again", delivery.retry_after_s)
     return True
@@ -394,7 +394,8 @@ def _answer(data: Mapping[str, Any] | None, errors: list[dict[str, Any]]) -> Res
     if data is None and errors:
         executed = any("path" in error for error in errors)
         status = _STATUS_WHEN_ALL.get(codes.pop(), 200) if len(codes) == 1 and executed else 200 if executed else 400
-    headers = {"Retry-After": "5"} if status in (429, 503) else {}
+    waits = [error["extensions"].get("retryAfter", 5) for error in errors]
+    headers = {"Retry-After": str(max(waits))} if status in (429, 503) else {}
     return Response(msgspec.json.encode(body), status_code=status, media_type="application/json", headers=headers)
 
 
@@ -444,6 +445,8 @@ def _told(error: GraphQLError, query: str) -> dict[str, Any]:
 
 def _extensions(problem: Problem) -> dict[str, Any]:
     extensions: dict[str, Any] = {"code": _CODES.get(problem.status, _INTERNAL)}
+    if "Retry-After" in problem.headers:
+        extensions["retryAfter"] = int(problem.headers["Retry-After"])
     if problem.errors:
         extensions["field"] = problem.errors[0].field
         extensions["errors"] = problem.errors

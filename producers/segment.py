@@ -101,7 +101,7 @@ def _paths(intake: Intake, request: AnyRequest) -> dict[str, str]:
 
 
 async def _receive(intake: Intake, request: AnyRequest, items: Mapping[int, Stated | Refused]) -> Response[bytes]:
-    raise_unless_all(await receive_stated(intake, principal_of(request).account, items))
+    raise_unless_all(await receive_stated(intake, principal_of(request), items))
     return _done()
 
 

@@ -13,6 +13,7 @@ from typing import Final, Literal
 import msgspec
 from litestar import Response
 
+from pipeline.api_keys import Principal
 from pipeline.event import Event, EventError, FieldError, decode_event
 from producers.idempotency import named_by
 from producers.intake import Delivery, Intake
@@ -51,7 +52,9 @@ class Stated(msgspec.Struct, frozen=True, gc=False):
 Refused = tuple[FieldError, ...]  # why an item is no event
 
 
-async def receive_lines(intake: Intake, account: str, lines: Sequence[bytes], *, key: str | None = None) -> Verdicts:
+async def receive_lines(
+    intake: Intake, sender: Principal, lines: Sequence[bytes], *, key: str | None = None
+) -> Verdicts:
     """Decode each line, publish the good ones, tell what became of each. Timestamps are required.
 
     `key`: the Idempotency-Key of a request with one line.
@@ -76,19 +79,19 @@ async def receive_lines(intake: Intake, account: str, lines: Sequence[bytes], *,
             verdicts[index] = Verdict(index, "rejected", errors=(named,))
             continue
         events[index] = named
-    delivery = await intake.receive(account, list(events.values()), as_sent=as_sent)
+    delivery = await intake.receive(sender, list(events.values()), as_sent=as_sent)
     verdicts.update(_of_delivery(list(events), delivery))
     return Verdicts([verdicts[index] for index in range(len(lines))], delivery.retry_after_s)
 
 
-async def receive_stated(intake: Intake, account: str, items: Mapping[int, Stated | Refused]) -> Verdicts:
+async def receive_stated(intake: Intake, sender: Principal, items: Mapping[int, Stated | Refused]) -> Verdicts:
     """Publish the events among the items, tell what became of each item; its key is its index in the request."""
     stated = {index: item for index, item in items.items() if isinstance(item, Stated)}
     verdicts = {
         index: Verdict(index, "rejected", errors=item) for index, item in items.items() if not isinstance(item, Stated)
     }
     delivery = await intake.receive(
-        account, [item.event for item in stated.values()], defaulted=[item.defaulted for item in stated.values()]
+        sender, [item.event for item in stated.values()], defaulted=[item.defaulted for item in stated.values()]
     )
     verdicts.update(_of_delivery(list(stated), delivery))
     return Verdicts([verdicts[index] for index in items], delivery.retry_after_s)

@@ -4,6 +4,7 @@ Rules: one module knows the HTTP client. A request that fails in any way at all 
 one. A forked child makes connections of its own and leaves its parent's alone.
 """
 
+import codecs
 import gzip
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -40,6 +41,7 @@ class Wire:
         }
         # made here, not by the sender: it imports modules, and a fork in the midst of that leaves a child with halves
         self._client: httpx.Client | None = self._connect()
+        codecs.lookup("idna")  # likewise imported at the first connection, by the socket module
 
     def post(self, batch: Sequence[Recorded]) -> Outcome:
         """What became of each event. Blocks up to the time-out; raises nothing that a network can cause."""

@@ -266,6 +266,7 @@ _CASES: Final[dict[str, Callable[[World], None]]] = {
     "POST /v1/catalog/keys": _key,
     "GET /v1/catalog/keys/{key_id:str}": _refused("GET", "/v1/catalog/keys/{key}", 404),
     "DELETE /v1/catalog/keys/{key_id:str}": _refused("DELETE", "/v1/catalog/keys/{key}", 404),
+    "POST /v1/catalog/keys/{key_id:str}/rotate": _refused("POST", "/v1/catalog/keys/{key}/rotate", 404, {}),
     "GET /livez": _nobody("/livez"),
     "GET /readyz": _nobody("/readyz"),
     "GET /openapi.json": _nobody("/openapi.json"),

@@ -227,7 +227,7 @@ async def test_a_key_opens_its_account_until_it_is_revoked(bench: Bench) -> None
     revoked = await bench.service.revoke_key("acme", created.key.hash)
     assert revoked.revoked_us == 7_000
     assert bench.service.principal(created.secret) is None
-    assert recognise(bench.service.catalog, created.secret) == KeyRefused("revoked")
+    assert recognise(bench.service.catalog, created.secret, 7_000) == KeyRefused("revoked")
     assert await bench.service.revoke_key("acme", created.key.hash) == revoked
 
 
@@ -280,7 +280,7 @@ async def test_the_first_account_is_made_once(bench: Bench, other: Bench) -> Non
     assert bench.records == records
     second = await other.service.ensure_first_account("default", "lost")
     assert second.secret != first.secret
-    found = recognise(other.service.catalog, second.secret)
+    found = recognise(other.service.catalog, second.secret, 0)
     assert isinstance(found, Key)
     assert set(found.scopes) == {"ingest", "read", "admin"}
 
@@ -299,3 +299,46 @@ async def test_while_the_log_is_away_changes_fail_and_look_ups_go_on(bench: Benc
 
 def _described(customer_id: str, name: str) -> tuple[bytes, bytes]:
     return encode_customer(Customer(account="acme", id=customer_id, name=name))
+
+
+async def test_a_key_is_rotated_with_an_overlap(bench: Bench) -> None:
+    """The successor is like it; the old one is good until its time is over, and no second rotation makes that later."""
+    await bench.service.create_account({"id": "acme"})
+    fields = {"name": "ci", "scopes": ["ingest"], "mode": "test", "events_per_s": 5, "burst": 7}
+    first = await bench.service.create_key("acme", fields)
+    bench.now_us = 1_000_000
+    second = await bench.service.rotate_key("acme", first.key.hash, {"overlap_s": 10})
+    assert second.secret != first.secret
+    like = ("account", "name", "scopes", "events_per_s", "burst", "expires_us")
+    assert [getattr(second.key, name) for name in like] == [getattr(first.key, name) for name in like]
+
+    await bench.service.rotate_key("acme", first.key.hash, {})
+    assert bench.service.key("acme", first.key.hash).expires_us == 11_000_000
+    bench.now_us = 10_999_999
+    assert bench.service.principal(first.secret) is not None
+    bench.now_us = 11_000_000
+    assert bench.service.principal(first.secret) is None
+    assert recognise(bench.service.catalog, first.secret, bench.now_us) == KeyRefused("expired")
+    found = bench.service.principal(second.secret)
+    assert found is not None
+    assert (found.account, found.key, found.events_per_s, found.burst) == ("acme:test", second.key.hash, 5, 7)
+    with pytest.raises(CatalogError, match="good no more"):
+        await bench.service.rotate_key("acme", first.key.hash, {})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"events_per_s": -1},
+        {"events_per_s": "5"},
+        {"events_per_s": True},
+        {"burst": 5},
+        {"events_per_s": 0, "burst": 5},
+    ],
+)
+async def test_a_limit_that_cannot_be_is_refused(bench: Bench, fields: dict[str, object]) -> None:
+    """No key is made."""
+    await bench.service.create_account({"id": "acme"})
+    with pytest.raises(CatalogError):
+        await bench.service.create_key("acme", {"scopes": ["ingest"], **fields})
+    assert bench.service.keys("acme") == ()
