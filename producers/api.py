@@ -35,6 +35,11 @@ Check = Callable[[], Awaitable[object]]
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
 
 _CHECK_TIMEOUT_S: Final = 3.0
+_DESCRIPTION: Final = """Usage events come in through the doors of several dialects, and each counts once.
+
+An answer 2xx means that Kafka has the event on all in-sync replicas. Sending again under the same id is always safe: it
+counts once. Faults of a request name the field (`errors`); 429 and 503 say when to try again (`Retry-After`). GraphQL
+has [a page of its own](graphql)."""
 
 
 class Services(msgspec.Struct, frozen=True):
@@ -117,12 +122,22 @@ def _openapi(version: str) -> OpenAPIConfig:
     return OpenAPIConfig(
         title="Tallystream",
         version=version,
+        description=_DESCRIPTION,
         path="/",
         render_plugins=[DescribedJson(path="/openapi.json")],
         components=Components(
             security_schemes={
-                "bearer": SecurityScheme(type="http", scheme="bearer"),
-                "api_key": SecurityScheme(type="apiKey", name="X-API-Key", security_scheme_in="header"),
+                "bearer": SecurityScheme(
+                    type="http",
+                    scheme="bearer",
+                    description="An API key, as `tally up` and `tally keys create` print it.",
+                ),
+                "api_key": SecurityScheme(
+                    type="apiKey",
+                    name="X-API-Key",
+                    security_scheme_in="header",
+                    description="The same key, one way or the other.",
+                ),
             }
         ),
         security=[{"bearer": []}, {"api_key": []}],

@@ -38,7 +38,7 @@ def described(document: Mapping[str, Any]) -> dict[str, Any]:
             method: _operation(path, method, operation) if method in _METHODS else operation
             for method, operation in item.items()
         }
-        for path, item in document["paths"].items()
+        for path, item in sorted(document["paths"].items())  # addresses of one handler come as a set
     }
     return {**document, "components": components, "paths": paths}
 
