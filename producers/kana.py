@@ -4,14 +4,16 @@ Rules: ids are String and nothing is coerced to it. Usage is recorded for known 
 after the log's acknowledgement. Errors carry a stable `extensions.code` (see `_CODES`) and, where one field is at
 fault, `extensions.field`. HTTP: 400 for a document that cannot be executed, 401 for a wrong key, 403 and 503 when
 every field failed for that reason, otherwise 200 with `errors` beside `data`. Every use is unlimited until
-entitlements exist. The dialect has no id for a use: the header `Idempotency-Key` is one, without it a call repeated
-after a 503 may count twice.
+entitlements exist; packages and subscriptions are refused as `NOT_BUILT`, whatever is asked of them, and change
+nothing. The dialect has no id for a use: the header `Idempotency-Key` is one, and a use that is not confirmed (503) is
+told with the key to send it again under (`extensions.idempotencyKey`); without a key it may count twice.
 """
 
 import enum
+import inspect
 import re
-from collections.abc import Mapping
-from typing import Any, Final, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NewType, cast
 
 import msgspec
 import strawberry
@@ -20,9 +22,10 @@ from graphql import GraphQLError, GraphQLSyntaxError, Node, ObjectFieldNode, Ope
 from graphql.language import ArgumentNode, Visitor
 from litestar import Response, Router, get, post
 from litestar.exceptions import HTTPException
-from strawberry.extensions import MaxAliasesLimiter, MaxTokensLimiter, QueryDepthLimiter
+from strawberry.extensions import MaxTokensLimiter, SchemaExtension
 from strawberry.scalars import JSON
-from strawberry.types import ExecutionContext, Info
+from strawberry.schema.config import StrawberryConfig
+from strawberry.types import ExecutionContext, Info, get_object_definition
 
 from pipeline.api_keys import Principal
 from pipeline.catalog import Customer
@@ -31,6 +34,7 @@ from pipeline.catalog_input import customer_from, feature_from
 from pipeline.event import EventError, FieldError, make_event
 from producers.auth import PUBLIC, principal_of, require_scope
 from producers.body import decode_object, read_body
+from producers.graphql_limits import over_limits
 from producers.idempotency import HEADER, idempotency_key
 from producers.intake import Intake
 from producers.pages import page
@@ -38,8 +42,6 @@ from producers.problems import AnyRequest, Problem, bad_fields, problem_of, unav
 
 _BODY_BYTES_MAX: Final = 256 * 1024
 _TOKENS_MAX: Final = 5_000
-_ALIASES_MAX: Final = 100
-_DEPTH_MAX: Final = 12  # introspection by common tools needs 11
 _PAGE_MAX: Final = 1_000
 
 _CODES: Final = {
@@ -54,6 +56,9 @@ _CODES: Final = {
     429: "TOO_MANY_REQUESTS",
     503: "UNAVAILABLE",
 }
+_NOT_BUILT: Final = "NOT_BUILT"
+_UNLIMITED: Final = "until there are packages every use is unlimited; record it with createUsageEvent"
+_KEY_MEMBER: Final = "idempotencyKey"
 _INTERNAL: Final = "INTERNAL_SERVER_ERROR"
 _STATUS_WHEN_ALL: Final = {"FORBIDDEN": 403, "TOO_MANY_REQUESTS": 429, "UNAVAILABLE": 503}
 _operation_words = re.compile(r"\b(?:query|mutation|subscription)\b|^\s*\{").findall
@@ -61,6 +66,9 @@ _operation_words = re.compile(r"\b(?:query|mutation|subscription)\b|^\s*\{").fin
 _BAD_VALUE_WORDS: Final = ("cannot represent", "invalid value", "was not provided", "required field")
 _field_in_message = re.compile(
     r"invalid value at [\"']?[\w.]*?\.?(\w+)[\"':]|required field [\"']?(?:\w+\.)?(\w+)"
+).search
+_field_of_not_built = re.compile(
+    r"^Cannot query field '\w+' on type '(?:Package|PackageSubscription|Entitlement)'"
 ).search
 _USAGE_FIELDS: Final = {"clientId": "userId", "featureId": "featureId", "value": "delta"}
 
@@ -92,6 +100,11 @@ class Context(msgspec.Struct):
 ContextInfo = Info[Context, None]
 
 
+# Inputs of what is not built take anything: whoever asks for it is to hear that, not what is wrong with the request.
+PackageFields = NewType("PackageFields", object)
+PackageChanges = NewType("PackageChanges", object)
+
+
 @strawberry.enum(description="BINARY is had or not; CONSUMABLE is counted.")
 class FeatureType(enum.Enum):
     """The two kinds of feature."""
@@ -116,6 +129,30 @@ class User:
 
 
 @strawberry.type
+class Package:
+    """A collection of features with limits. Not built: there are none."""
+
+    id: str
+    name: str
+    is_addon: bool
+    metadata: JSON
+
+
+@strawberry.type
+class PackageSubscription:
+    """A user's subscription to packages. Not built: there are none."""
+
+    id: str
+
+
+@strawberry.type
+class Entitlement:
+    """What a user may use of a feature. Not built: every use is unlimited."""
+
+    limit: int | None
+
+
+@strawberry.type
 class Feature:
     """Something that is metered."""
 
@@ -137,6 +174,16 @@ class Feature:
             unit_label_plural=feature.unit_label_plural,
             metadata=JSON(feature.metadata),
         )
+
+    @strawberry.field
+    async def packages(self) -> list[Package] | None:
+        """Packages that the feature is in. Not built."""
+        raise _not_built("packages", _UNLIMITED)
+
+    @strawberry.field
+    async def entitlement(self, user_id: str) -> Entitlement | None:
+        """A user's entitlement to the feature. Not built."""
+        raise _not_built("entitlement", "canUseFeature says that every use is unlimited, GET /v1/usage what was used")
 
 
 @strawberry.type
@@ -252,6 +299,18 @@ class Query:
             consumption=Consumption(budget=None, used=None, overage_enabled=False),
         )
 
+    @strawberry.field
+    async def package(self, info: ContextInfo, id: str) -> Package | None:
+        """A package by its id. Not built."""
+        info.context.require("read")
+        raise _not_built("package", _UNLIMITED)
+
+    @strawberry.field
+    async def packages(self, info: ContextInfo) -> list[Package] | None:
+        """The account's packages. Not built."""
+        info.context.require("read")
+        raise _not_built("packages", _UNLIMITED)
+
 
 @strawberry.type
 class Mutation:
@@ -286,20 +345,68 @@ class Mutation:
         account = info.context.require("admin")
         return Feature.of(await info.context.intake.catalog.port.update_feature(account, input.id, _given(input)))
 
+    @strawberry.mutation
+    async def create_package(self, info: ContextInfo, input: PackageFields) -> Package | None:
+        """Creates a package. Not built."""
+        info.context.require("admin")
+        raise _not_built("createPackage", f"nothing was created; {_UNLIMITED}")
+
+    @strawberry.mutation
+    async def update_package(self, info: ContextInfo, input: PackageChanges) -> Package | None:
+        """Changes a package. Not built."""
+        info.context.require("admin")
+        raise _not_built("updatePackage", f"nothing was changed; {_UNLIMITED}")
+
+    @strawberry.mutation
+    async def subscribe(self, info: ContextInfo, user_id: str, package_ids: list[str]) -> PackageSubscription | None:
+        """Subscribes a user to packages. Not built."""
+        info.context.require("admin")
+        raise _not_built("subscribe", f"nobody was subscribed; {_UNLIMITED}")
+
+
+def _as_given(value: object) -> object:
+    return value
+
+
+class _Limits(SchemaExtension):
+    def on_validate(self) -> Iterator[None]:
+        """Leaves a document that asks for too much at that: it is neither validated nor executed."""
+        document = self.execution_context.graphql_document
+        if document is not None and (found := over_limits(document)):
+            self.execution_context.pre_execution_errors = [GraphQLError(told) for told in found]
+        yield
+
 
 class _Schema(strawberry.Schema):
     def process_errors(self, errors: list[GraphQLError], execution_context: ExecutionContext | None = None) -> None:
         """Nothing: a caller's mistakes are no news, and defects are logged where the answer is made."""
 
 
+def _with_descriptions(*kinds: type) -> None:
+    """Docstrings become the schema's descriptions, which GraphiQL and other tools show."""
+    for kind in kinds:
+        definition = get_object_definition(kind, strict=True)
+        definition.description = definition.description or inspect.getdoc(kind)
+        for field in definition.fields:
+            if field.base_resolver is not None:
+                field.description = inspect.getdoc(field.base_resolver.wrapped_func)
+
+
+_with_descriptions(
+    Query, Mutation, User, Feature, Package, PackageSubscription, Entitlement, Consumption, Access,
+    CreateUsageEventInput, CreateUserInput, UpdateUserInput, CreateFeatureInput, UpdateFeatureInput,
+)  # fmt: skip
+
 SCHEMA: Final = _Schema(
     query=Query,
     mutation=Mutation,
-    extensions=[
-        lambda: QueryDepthLimiter(max_depth=_DEPTH_MAX),
-        lambda: MaxTokensLimiter(max_token_count=_TOKENS_MAX),
-        lambda: MaxAliasesLimiter(max_alias_count=_ALIASES_MAX),
-    ],
+    config=StrawberryConfig(
+        scalar_map={
+            kind: strawberry.scalar(name=name, description="Anything: packages are not built.", parse_value=_as_given)
+            for kind, name in ((PackageFields, "CreatePackageInput"), (PackageChanges, "UpdatePackageInput"))
+        }
+    ),
+    extensions=[lambda: MaxTokensLimiter(max_token_count=_TOKENS_MAX), _Limits],
 )
 
 
@@ -359,7 +466,8 @@ async def _record(context: Context, use: CreateUsageEventInput) -> bool:
     await _feature(context, account, use.feature_id, "featureId")
     delivery = await intake.receive(context.principal, [event], defaulted=True)
     if delivery.retry_after_s is not None:
-        raise unavailable("the use is not confirmed; try again", delivery.retry_after_s)
+        told = f"the use is not confirmed; send it again with this {HEADER}"
+        raise unavailable(told, delivery.retry_after_s, {_KEY_MEMBER: delivery.receipts[0].transaction_id})
     return True
 
 
@@ -373,6 +481,11 @@ async def _feature(context: Context, account: str, feature_id: str, field: str) 
     if not await context.intake.catalog.has_feature(account, feature_id):
         raise _not_found(field, f"there is no feature {feature_id!r}; create it with createFeature")
     return cast(CatalogFeature, context.intake.catalog.port.catalog.feature(account, feature_id))
+
+
+def _not_built(name: str, instead: str) -> Problem:
+    told = f"{name} is not built yet: {instead}"
+    return Problem(422, "not_built", told, errors=[FieldError(name, "not_built", told)])
 
 
 def _not_found(field: str, told: str) -> Problem:
@@ -444,7 +557,10 @@ def _told(error: GraphQLError, query: str) -> dict[str, Any]:
 
 
 def _extensions(problem: Problem) -> dict[str, Any]:
-    extensions: dict[str, Any] = {"code": _CODES.get(problem.status, _INTERNAL)}
+    code = _NOT_BUILT if problem.code == "not_built" else _CODES.get(problem.status, _INTERNAL)
+    extensions: dict[str, Any] = {"code": code}
+    if _KEY_MEMBER in problem.members:
+        extensions[_KEY_MEMBER] = problem.members[_KEY_MEMBER]
     if "Retry-After" in problem.headers:
         extensions["retryAfter"] = int(problem.headers["Retry-After"])
     if problem.errors:
@@ -457,6 +573,8 @@ def _document_fault(error: GraphQLError, query: str) -> tuple[str, dict[str, Any
     """Message and extensions of a fault in the document or its variables."""
     if isinstance(error, GraphQLSyntaxError):
         return error.message, {"code": "GRAPHQL_PARSE_FAILED"}
+    if _field_of_not_built(error.message):
+        return f"{error.message} Packages are not built yet: {_UNLIMITED}", {"code": _NOT_BUILT}
     if not any(words in error.message for words in _BAD_VALUE_WORDS):
         return error.message, {"code": "GRAPHQL_VALIDATION_FAILED"}
     at_field = _field_in_message(error.message)

@@ -1,9 +1,11 @@
 """Kana's door, the seed's mutation first."""
 
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from door_bench import Doors
+from graphql import get_introspection_query
 
 USAGE_QUERY = """mutation createUsageEvent($input: CreateUsageEventInput!) {
   createUsageEvent(input: $input)
@@ -121,6 +123,70 @@ async def test_kafka_away_is_unavailable(doors: Doors) -> None:
     assert "retry-after" in answer.headers
 
 
+async def test_a_use_that_is_not_confirmed_is_told_with_the_key_to_send_it_again_under(doors: Doors) -> None:
+    """So that it counts once, whether or not the log had it."""
+    doors.log.away = True
+    key = (await record(doors, USE))[1]["errors"][0]["extensions"]["idempotencyKey"]
+    assert await record(doors, USE, idempotency_key="mine") == (503, ANY)
+    doors.log.away = False
+    assert await record(doors, USE, idempotency_key=key) == (200, {"data": {"createUsageEvent": True}})
+    assert [event["transactionId"] for event in doors.events()] == [key]
+
+
+@pytest.mark.parametrize(
+    ("document", "variables"),
+    [
+        (
+            "mutation createPackage($input: CreatePackageInput!) { createPackage(input: $input) { id name metadata } }",
+            {"input": {"id": "pro", "name": "Pro", "features": [{"id": "ai-messages", "limit": 500}]}},
+        ),
+        ('mutation { createPackage(input: {id: "pro", prices: [{amount: 5}]}) { id status prices { amount } } }', {}),
+        (
+            "mutation updatePackage($input: UpdatePackageInput!) { updatePackage(input: $input) { metadata } }",
+            {"input": {"id": "pro", "metadata": {"a": 1}}},
+        ),
+        (
+            "mutation($packageIds: [String!]!, $userId: String!)"
+            "{ subscribe(packageIds: $packageIds, userId: $userId) { id } }",
+            {"packageIds": ["pro"], "userId": "124"},
+        ),
+        ('mutation { subscribe(packageIds: ["pro"], userId: "124") { status } }', {}),
+        ('{ package(id: "pro") { id } }', {}),
+        ("{ packages { id features { id limit } } }", {}),
+        ('{ feature(id: "ai-messages") { entitlement(userId: "124") { limit } } }', {}),
+        ('{ feature(id: "ai-messages") { packages { id } } }', {}),
+    ],
+)
+async def test_packages_are_refused_by_name(doors: Doors, document: str, variables: dict[str, Any]) -> None:
+    """Whatever is asked of them: nothing is half-kept, and the message says what there is instead."""
+    answer = await doors.post("/graphql", {"query": document, "variables": variables})
+    errors = answer.json()["errors"]
+    assert {error["extensions"]["code"] for error in errors} == {"NOT_BUILT"}, answer.text
+    assert all("not built yet" in error["message"] for error in errors)
+
+
+async def test_what_is_not_built_takes_nothing_else_with_it(doors: Doors) -> None:
+    """Beside it everything is answered; a key that may not ask hears that first."""
+    query = '{ feature(id: "ai-messages") { id packages { id } } }'
+    answer = (await doors.post("/graphql", {"query": query})).json()
+    assert answer["data"] == {"feature": {"id": "ai-messages", "packages": None}}
+    assert [error["path"] for error in answer["errors"]] == [["feature", "packages"]]
+    subscribe = 'mutation { subscribe(packageIds: ["pro"], userId: "124") { id } }'
+    key = await doors.key_with("ingest")
+    refused = await doors.post("/graphql", {"query": subscribe}, authorization=key)
+    assert refused.json()["errors"][0]["extensions"]["code"] == "FORBIDDEN"
+
+
+async def test_the_schema_tells_what_each_field_does(doors: Doors) -> None:
+    """Tools show it; each root field and each type has its words."""
+    query = "{ __schema { types { name description kind fields { name description } } } }"
+    types = (await doors.post("/graphql", {"query": query})).json()["data"]["__schema"]["types"]
+    own = [kind for kind in types if not kind["name"].startswith("__")]
+    assert [kind["name"] for kind in own if not kind["description"]] == []
+    roots = [field for kind in own if kind["name"] in {"Query", "Mutation"} for field in kind["fields"]]
+    assert [field["name"] for field in roots if not field["description"]] == []
+
+
 async def test_users_and_features_are_created_changed_and_read(doors: Doors) -> None:
     """And usable at once."""
     query = """mutation($user: CreateUserInput!, $feature: CreateFeatureInput!) {
@@ -196,10 +262,34 @@ async def test_the_schema_can_be_asked_for(doors: Doors) -> None:
         "{ __schema { types { " + "fields { type { " * 10 + "name" + " } }" * 10 + " } } }",
         "{ " + " ".join(f"a{n}: users {{ id }}" for n in range(101)) + " }",
         "query Q { ...A } fragment A on Query { ...B } fragment B on Query { ...A }",
+        "{ ...F }",
+        "{ " + "a { " * 13 + "b" + " }" * 13 + " }",
+        "{ ...A } fragment A on Query { a { b { ...B } } } fragment B on B { c { d { e { f { ...C } } } } } "
+        "fragment C on C { g { h { i { j { k { l { m } } } } } } }",
+        "{ features { " + "id " * 500 + "} }",
+        "{ ...F0 } " + "".join(f"fragment F{n} on Query {{ features {{ id }} }} " for n in range(101)),
+        "{ ...F0 } "
+        + "".join(f"fragment F{n} on Query {{ ...F{n + 1} ...F{n + 1} }} " for n in range(60))
+        + "fragment F60 on Query { a: features { id } }",
     ],
 )
 async def test_documents_that_ask_for_too_much_are_refused(doors: Doors, query: str) -> None:
-    """By depth, by aliases, by circles: 400 with a code, before anything is looked up."""
+    """By depth, fields, aliases, fragments, circles: 400 with a code, before anything is looked up."""
     answer = await doors.post("/graphql", {"query": query})
     assert (answer.status_code, answer.json()["data"]) == (400, None), answer.text
     assert {error["extensions"]["code"] for error in answer.json()["errors"]} == {"GRAPHQL_VALIDATION_FAILED"}
+
+
+async def test_fragments_that_double_each_other_cost_nothing(doors: Doors) -> None:
+    """Two to the hundredth of the same field are one field; the document is as quick as any."""
+    doubled = "".join(f"fragment F{n} on Query {{ ...F{n + 1} ...F{n + 1} }} " for n in range(99))
+    answer = await doors.post("/graphql", {"query": "{ ...F0 } " + doubled + "fragment F99 on Query { users { id } }"})
+    assert answer.json()["data"]["users"], answer.text
+
+
+async def test_tools_can_introspect_everything(doors: Doors) -> None:
+    """The longest question that they ask."""
+    options = {"specified_by_url": True, "directive_is_repeatable": True, "input_value_deprecation": True}
+    query = get_introspection_query(schema_description=True, **options)
+    answer = await doors.post("/graphql", {"query": query})
+    assert "errors" not in answer.json(), answer.text
