@@ -26,6 +26,7 @@ from pipeline.event import Event, FieldError
 from producers.auth import needs, principal_of, require_scope
 from producers.autumn_event import checked, tracked
 from producers.body import BODY_BYTES_MAX, decode_object, read_body, split_list
+from producers.bounded import in_time
 from producers.idempotency import idempotency_key, named_by, part_key
 from producers.intake import Delivery, Intake
 from producers.problems import AnyRequest, Problem, bad_fields, handle_with_message, unavailable
@@ -74,7 +75,7 @@ def autumn_router(intake: Intake) -> Router:
         items = await _all_tracked(intake, account, await split_list(body))
         if key is not None:
             items = [_as_part(item, key, index) for index, item in enumerate(items)]
-        await intake.catalog.port.ensure_customers(account, [item.event.client_id for item in items])
+        await in_time(intake.catalog.port.ensure_customers(account, [item.event.client_id for item in items]))
         delivery = await intake.receive(
             principal_of(request), [item.event for item in items], defaulted=[item.defaulted for item in items]
         )
@@ -133,14 +134,14 @@ async def know_customer(intake: Intake, account: str, customer_id: str, describe
     }
     if given and not intake.catalog.port.catalog.is_described(account, customer_id):
         try:
-            await intake.catalog.port.create_customer(customer_from(account, {"id": customer_id, **given}))
+            await in_time(intake.catalog.port.create_customer(customer_from(account, {"id": customer_id, **given})))
         except AlreadyExists:
             pass  # another process described it in between; the first description stands
         except CatalogError as error:
             faults = [FieldError(f"customer_data.{e.field}", e.code, e.message) for e in error.errors]
             raise bad_fields(faults) from error
     else:
-        await intake.catalog.port.ensure_customers(account, [customer_id])
+        await in_time(intake.catalog.port.ensure_customers(account, [customer_id]))
 
 
 def _under_key(stated: Stated, request: AnyRequest) -> Stated:

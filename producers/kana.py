@@ -34,10 +34,12 @@ from pipeline.catalog_input import customer_from, feature_from
 from pipeline.event import EventError, FieldError, make_event
 from producers.auth import PUBLIC, principal_of, require_scope
 from producers.body import decode_object, read_body
+from producers.bounded import in_time
 from producers.graphql_limits import over_limits
 from producers.idempotency import HEADER, idempotency_key
 from producers.intake import Intake
 from producers.pages import page
+from producers.ports import CatalogPort
 from producers.problems import AnyRequest, Problem, bad_fields, problem_of, unavailable
 
 _BODY_BYTES_MAX: Final = 256 * 1024
@@ -82,6 +84,11 @@ class Context(msgspec.Struct):
     intake: Intake
     key: str | None = None
     key_taken: bool = False
+
+    @property
+    def catalog(self) -> CatalogPort:
+        """The catalog, for changes."""
+        return self.intake.catalog.port
 
     def require(self, *scopes: str) -> str:
         """The account, when the key has one of the scopes."""
@@ -325,25 +332,25 @@ class Mutation:
     async def create_user(self, info: ContextInfo, input: CreateUserInput) -> User:
         """Creates a user."""
         account = info.context.require("admin")
-        return User.of(await info.context.intake.catalog.port.create_customer(customer_from(account, _given(input))))
+        return User.of(await in_time(info.context.catalog.create_customer(customer_from(account, _given(input)))))
 
     @strawberry.mutation
     async def update_user(self, info: ContextInfo, input: UpdateUserInput) -> User:
         """Changes a user."""
         account = info.context.require("admin")
-        return User.of(await info.context.intake.catalog.port.update_customer(account, input.id, _given(input)))
+        return User.of(await in_time(info.context.catalog.update_customer(account, input.id, _given(input))))
 
     @strawberry.mutation
     async def create_feature(self, info: ContextInfo, input: CreateFeatureInput) -> Feature:
         """Creates a feature."""
         account = info.context.require("admin")
-        return Feature.of(await info.context.intake.catalog.port.create_feature(feature_from(account, _given(input))))
+        return Feature.of(await in_time(info.context.catalog.create_feature(feature_from(account, _given(input)))))
 
     @strawberry.mutation
     async def update_feature(self, info: ContextInfo, input: UpdateFeatureInput) -> Feature:
         """Changes a feature."""
         account = info.context.require("admin")
-        return Feature.of(await info.context.intake.catalog.port.update_feature(account, input.id, _given(input)))
+        return Feature.of(await in_time(info.context.catalog.update_feature(account, input.id, _given(input))))
 
     @strawberry.mutation
     async def create_package(self, info: ContextInfo, input: PackageFields) -> Package | None:

@@ -27,7 +27,13 @@ from pipeline.local.port import choose
 REPOSITORY: Final = Path(__file__).parents[1]
 FAMILY: Final = "ReplicatedMergeTree"
 #: Tests that kill or look at the parts of `tally up`; everything else that takes the stack runs on servers as well.
-_EMBEDDED_ONLY: Final = ("tests/local/", "tests/demo/", "tests/e2e/test_kills.py", "tests/e2e/test_store_away.py")
+_EMBEDDED_ONLY: Final = (
+    "tests/local/",
+    "tests/demo/",
+    "tests/e2e/test_kafka_away.py",
+    "tests/e2e/test_kills.py",
+    "tests/e2e/test_store_away.py",
+)
 _TALLY: Final = [sys.executable, "-m", "tally"]
 _START_S: Final = 180.0
 
