@@ -11,12 +11,11 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test clients faults check format bench clean
+.PHONY: help demo test faults check format bench clean
 
 help:
 	@echo "make demo     real events through every door, every number checked (about two minutes)"
 	@echo "make test     the tests, on a real Kafka broker and a real ClickHouse engine"
-	@echo "make clients  the tests with clients from npm, which are fetched first"
 	@echo "make faults   an hour of faults under load, every number checked: MINUTES= SEED= EVENTS= (of a round) RATE= FAULTS= or QUICK=1"
 	@echo "make check    linters, types, the architecture's rules, the built wheel"
 	@echo "make format   format the code"
@@ -40,9 +39,6 @@ faults: $(INSTALLED)
 	$(if $(QUICK),,$(BIN)/python -m pytest -q -m faults)
 	$(BIN)/python tests/faults/run.py --minutes $(MINUTES) --events $(EVENTS) --rate $(RATE) \
 		$(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(ARGS)
-
-clients: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m npm
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

