@@ -41,11 +41,7 @@ class Wire:
         }
         # made here, not by the sender: it imports modules, and a fork in the midst of that leaves a child with halves
         self._client: httpx.Client | None = self._connect()
-<<<<<<< HEAD
         codecs.lookup("idna")  # likewise imported at the first connection, by the socket module
-=======
-        codecs.lookup("idna")  # looking up a host imports it, and a child forked meanwhile would never find it again
->>>>>>> f9e4659 (The Python client imports nothing while a program may fork)
 
     def post(self, batch: Sequence[Recorded]) -> Outcome:
         """What became of each event. Blocks up to the time-out; raises nothing that a network can cause."""

@@ -21,11 +21,7 @@ from producers.client import OutboxFull, Sending, Tally
 URL, KEY, SPOOL = sys.argv[1], sys.argv[2], sys.argv[3] or None
 
 def say(*words):
-<<<<<<< HEAD
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # one write: lines of several processes do not mix
-=======
-    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # whole, among processes that share the pipe
->>>>>>> f9e4659 (The Python client imports nothing while a program may fork)
 """
 
 
