@@ -17,7 +17,7 @@ from litestar.types import ControllerRouterHandler
 
 from pipeline.api_keys import Principal
 from pipeline.ports import CatalogUnavailable, LogUnavailable
-from producers.auth import PUBLIC, Authentication
+from producers.auth import OPENAPI_PATH, PUBLIC, Authentication
 from producers.autumn import autumn_router, autumn_usage_handlers
 from producers.autumn_customers import autumn_customers_router
 from producers.body import BODY_BYTES_MAX
@@ -124,7 +124,7 @@ def _openapi(version: str) -> OpenAPIConfig:
         version=version,
         description=_DESCRIPTION,
         path="/",
-        render_plugins=[DescribedJson(path="/openapi.json")],
+        render_plugins=[DescribedJson(path=OPENAPI_PATH)],
         components=Components(
             security_schemes={
                 "bearer": SecurityScheme(

@@ -28,6 +28,7 @@ from producers.problems import Problem
 _PUBLIC: Final = "public"
 PUBLIC: Final = {_PUBLIC: True}  # opt of a route that needs no key
 
+OPENAPI_PATH: Final = "/openapi.json"  # the framework's own route, which takes no opt
 _KEY_LENGTH_MAX: Final = 512  # longer cannot be one of ours; hashing it would be the sender's to pay
 
 
@@ -36,7 +37,6 @@ class Authentication(ASGIMiddleware):
 
     scopes = (ScopeType.HTTP,)
     exclude_opt_key = _PUBLIC
-    exclude_path_pattern = (r"^/openapi\.json$",)
 
     def __init__(self, catalog: CatalogReader, used: Callable[[Principal], None] | None = None) -> None:
         self._catalog = catalog
@@ -44,6 +44,9 @@ class Authentication(ASGIMiddleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, next_app: ASGIApp) -> None:
         """Refuses by raising Problem, which the exception handlers turn into the answer."""
+        if scope["path"] == OPENAPI_PATH:
+            await next_app(scope, receive, send)
+            return
         headers = Headers.from_scope(scope)
         secret = _secret(headers)
         principal = await self._catalog.principal(secret)

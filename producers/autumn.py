@@ -140,7 +140,7 @@ async def know_customer(intake: Intake, account: str, customer_id: str, describe
         except CatalogError as error:
             faults = [FieldError(f"customer_data.{e.field}", e.code, e.message) for e in error.errors]
             raise bad_fields(faults) from error
-    else:
+    elif intake.catalog.port.catalog.customer(account, customer_id) is None:  # asked here: most are known
         await in_time(intake.catalog.port.ensure_customers(account, [customer_id]))
 
 
