@@ -161,10 +161,18 @@ class CatalogClient:
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[Catalog]:
-        """The catalog as of now, while no other task of this process changes it through here."""
-        async with self._lock:
+        """The catalog as of now, while no other task of this process changes it through here. Raises
+        CatalogUnavailable past the time-out: while Kafka is away each task before may take its own."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._lock.acquire()
+        except TimeoutError as error:
+            raise CatalogUnavailable("other changes of the catalog still wait; is Kafka reachable?") from error
+        try:
             await self.catch_up()
             yield self.catalog
+        finally:
+            self._lock.release()
 
     async def _follow(self) -> None:
         wait_s = _RETRY_FIRST_S

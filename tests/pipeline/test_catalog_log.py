@@ -163,3 +163,18 @@ _KEY = b'{"hash":"abc","account":"acme","name":"key %d","scopes":["read"],"hint"
 
 def _feature(feature_id: str) -> tuple[bytes, bytes]:
     return encode_feature(Feature(account="acme", id=feature_id, name=feature_id), f"unique of {feature_id}")
+
+
+async def test_a_change_waits_for_others_no_longer_than_its_time_out() -> None:
+    """While the log is away each change before it takes its own time-out: whoever waits behind many is told."""
+    client = CatalogClient(MemoryCatalogLog(), timeout_s=0.05)
+    await client.start()
+    try:
+        async with client.changing():
+            with pytest.raises(CatalogUnavailable, match="other changes"):
+                async with client.changing():
+                    pytest.fail("two at once")
+        async with client.changing() as catalog:  # the one that gave up holds nothing
+            assert catalog is client.catalog
+    finally:
+        await client.stop()
