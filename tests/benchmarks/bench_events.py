@@ -2,9 +2,10 @@
 
 Events of about 250 bytes, 5 % of them sent twice, one name that feeds two features, three declared dimensions. They
 come as live ones do: in the order of their timestamps but for half a minute, of customers of whom a few send most
-(Zipf, 1.1), over the end of a month; `days` instead scatters them over so many days before it, as a backfill does.
-The same seed gives the same events, and a shorter list is the beginning of a longer one: a slow competitor gets the
-first part of what a fast one gets.
+(Zipf, 1.1), over a midnight in the midst of a month; `month_end` has them come over the end of one, where rollups keep
+more (one hour in 28), and `days` scatters them over so many days before, as a backfill does. The same seed gives the
+same events, and a shorter list is the beginning of a longer one: a slow competitor gets the first part of what a fast
+one gets.
 """
 
 import random
@@ -36,7 +37,8 @@ dimensions:
 """
 """`generations` adds up the events' values, `tokens` a number of their data."""
 
-_FIRST_S: Final = int(datetime(2026, 10, 31, 23, 59, 45, tzinfo=UTC).timestamp())
+_FIRST_S: Final = int(datetime(2026, 10, 14, 23, 59, 45, tzinfo=UTC).timestamp())
+_MONTH_END_S: Final = int(datetime(2026, 10, 31, 23, 59, 45, tzinfo=UTC).timestamp())
 _PER_S: Final = 10_000  # events in a second of their timestamps
 _LATE_S: Final = 30.0
 _ZIPF: Final = list(accumulate(1 / rank**1.1 for rank in range(1, CUSTOMERS + 1)))
@@ -65,9 +67,12 @@ class Event:
     again: bool = False
 
 
-def events(number: int, seed: int = 1, *, duplicates: float = DUPLICATES, days: int = 0) -> Iterator[Event]:
+def events(
+    number: int, seed: int = 1, *, duplicates: float = DUPLICATES, days: int = 0, month_end: bool = False
+) -> Iterator[Event]:
     """That many events in the order in which they are sent. A repetition is equal to the byte."""
     draw = random.Random(seed)
+    first_s = _MONTH_END_S if month_end else _FIRST_S
     sent: list[Event] = []
     for position in range(number):
         if sent and draw.random() < duplicates:
@@ -75,7 +80,7 @@ def events(number: int, seed: int = 1, *, duplicates: float = DUPLICATES, days: 
             yield Event(first.transaction_id, first.line, first.value, first.tokens, again=True)
         else:
             after_s = -draw.random() * days * 86_400 if days else position / _PER_S + draw.random() * _LATE_S
-            sent.append(_event(draw, after_s))
+            sent.append(_event(draw, first_s, after_s))
             yield sent[-1]
 
 
@@ -96,11 +101,11 @@ def envelopes(lines: Sequence[bytes], size: int) -> list[bytes]:
     return list(lines) if size == 1 else [b"\n".join(lines[i : i + size]) for i in range(0, len(lines), size)]
 
 
-def _event(draw: random.Random, after_s: float) -> Event:
+def _event(draw: random.Random, first_s: int, after_s: float) -> Event:
     transaction_id = str(uuid.UUID(int=draw.getrandbits(128)))
     ms = int(after_s * 1000)
     customer = bisect(_ZIPF, draw.random() * _ZIPF[-1])
-    when = datetime.fromtimestamp(_FIRST_S + ms // 1000, UTC)
+    when = datetime.fromtimestamp(first_s + ms // 1000, UTC)
     value, tokens = 1 + int(draw.random() * 9), int(draw.random() * 100_000)
     timestamp = f"{when:%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
     line = (

@@ -43,6 +43,7 @@ class Case:
     partitions: int = PARTITIONS
     workers: int = 1
     days: int = 0
+    month_end: bool = False
     duplicates: float = DUPLICATES
     repeated: bool = False
     quick: bool = False
@@ -57,6 +58,7 @@ CASES: Final = (
     Case("partitions-12", "12 partitions", partitions=12),
     Case("partitions-48", "48 partitions", partitions=48, quick=True),
     Case("workers-2", "2 workers, the second one on the core of broker and engine", workers=2),
+    Case("month-end", "over the end of a month", month_end=True),
     Case("late", f"events of {_LATE_DAYS} days in any order", days=_LATE_DAYS),
     Case("duplicates-1", "1 % twice", duplicates=0.01),
     Case("duplicates-50", "50 % twice", duplicates=0.5),
@@ -71,7 +73,7 @@ class Growth:
         self._runs = runs
         self._quick = quick
         self._say = say
-        self._events: dict[tuple[float, int], list[Event]] = {}
+        self._events: dict[tuple[float, int, bool], list[Event]] = {}
         self._tables: dict[int, Filled] = {}
         self.made: list[dict[str, Any]] = []
 
@@ -118,10 +120,12 @@ class Growth:
 
     def _data(self, case: Case) -> Data:
         number = _EVENTS_QUICK if self._quick else _EVENTS
-        key = case.duplicates, case.days
+        key = case.duplicates, case.days, case.month_end
         if key not in self._events:
-            self._events[key] = list(events(number, seed=2, duplicates=case.duplicates, days=case.days))
-        kind = f"growth.{case.duplicates:.0%}.{case.days}".replace("%", "pc")
+            self._events[key] = list(
+                events(number, seed=2, duplicates=case.duplicates, days=case.days, month_end=case.month_end)
+            )
+        kind = f"growth.{case.duplicates:.0%}.{case.days}{'.end' if case.month_end else ''}".replace("%", "pc")
         return self._place.load(self._events[key], 1, kind=kind, partitions=case.partitions)
 
     def _filled(self, ids: int, partitions: int) -> Filled:
