@@ -264,7 +264,7 @@ LINES = st.fixed_dictionaries(
         "data": st.dictionaries(IDS, JSON, max_size=4),
     },
 )
-ODD = st.dictionaries(st.sampled_from([*rules._FIELDS, "extra"]), JSON, max_size=6)
+ODD = st.dictionaries(st.sampled_from([*rules.EVENT_FIELDS, "extra"]), JSON, max_size=6)
 
 
 @settings(max_examples=300)
