@@ -2,9 +2,10 @@
 
 Probes go through `tally api`: single events and lists of 100, at an even pace. The load beside them goes straight to
 Kafka in records of one event, as a customer's own client sends them; full load is the rate at which the worker counted
-a backlog in this run. A probe is countable when a query of the facts, asked over and over with a rest of 10 ms, has all
-of its events; the moment is when that answer has arrived, so every figure contains a query. The worker has its core;
-API, broker, engine, load and this program share the others. What the store holds in the end is checked.
+a backlog in this run. A probe is countable when a query of the facts, asked over and over with a rest of 0.1 s, has all
+of its events; the moment is when that answer has arrived, so every figure contains a query and that rest. The load
+shares the worker's core, which half of it leaves half idle; API, broker, engine and this program share the others. What
+the store holds in the end is checked.
 """
 
 import http.client
@@ -22,7 +23,7 @@ from typing import Any, Final
 import psutil
 from bench_doors import await_ready
 from bench_events import ACCOUNT, CATALOG, EVENT_NAME, Event, Expected, events, expected
-from bench_place import OTHER_CORES, PEERS, BenchError, Place, Running
+from bench_place import COMPETITOR_CORES, OTHER_CORES, PEERS, BenchError, Place, Running
 
 from pipeline.event import id_hash, partition_of
 from pipeline.local.port import choose
@@ -37,7 +38,7 @@ _WARM_S: Final = 3.0
 _BACKLOG: Final = 400_000
 _BACKLOG_QUICK: Final = 60_000
 _SETTLE_S: Final = 180.0  # how long what is under way may take once the load has ended
-_REST_S: Final = 0.01
+_REST_S: Final = 0.1
 _MAX_S: Final = 600.0
 
 
@@ -153,7 +154,7 @@ class Latency:
             "BENCH_LINES": str(lines),
         }
         argv = [sys.executable, str(PEERS / "paced_load.py")]
-        with self._place.process(argv, environment, lines.parent, cores=OTHER_CORES) as running:
+        with self._place.process(argv, environment, lines.parent, cores=COMPETITOR_CORES) as running:
             told: dict[str, Any] = json.loads(running.until("done ", _MAX_S).removeprefix("done "))
         if told["sent"] != len(level.load):
             raise BenchError(f"{told['sent']:,} of {len(level.load):,} records of the load were sent")
