@@ -3,14 +3,17 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from pipeline.adapters.catalog_log import CatalogClient, KafkaCatalogLog
 from pipeline.catalog_service import CatalogService
@@ -62,6 +65,20 @@ class RunningStack:
     def part(self, name: str) -> dict[str, Any]:
         """How a part stands, as `tally status` says; asked many times a second, so not by starting the command."""
         return asdict(next(part for part in Stack(self.home).status().parts if part.name == name))
+
+    @contextmanager
+    def standing_still(self, name: str) -> Iterator[None]:
+        """A part's processes are stopped, not ended, and go on afterwards: connections stay open meanwhile and nothing
+        is answered, as behind a dead switch."""
+        first = psutil.Process(self.part(name)["pid"])
+        processes = [first, *first.children(recursive=True)]
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in reversed(processes):
+                process.send_signal(signal.SIGCONT)
 
 
 def start_stack(home: Path, extra: Mapping[str, str] | None = None) -> RunningStack:

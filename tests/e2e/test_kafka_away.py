@@ -124,16 +124,10 @@ def _cloud_type(kind: str) -> dict[str, str]:
 
 @contextmanager
 def _standing_still(stack: RunningStack) -> Iterator[None]:
-    """The broker's process is stopped: connections stay open, nothing is answered."""
-    broker = psutil.Process(stack.part("kafka")["pid"])
-    processes = [broker, *broker.children(recursive=True)]
-    for process in processes:
-        process.send_signal(signal.SIGSTOP)
     try:
-        yield
+        with stack.standing_still("kafka"):
+            yield
     finally:
-        for process in reversed(processes):
-            process.send_signal(signal.SIGCONT)
         _until_back(stack)
 
 

@@ -2,15 +2,11 @@
 
 import asyncio
 import json
-import signal
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
 import httpx
-import psutil
 import pytest
 from records import TOPIC, event, send
 from running_stack import RunningStack, Tenant, catalog_of
@@ -38,20 +34,6 @@ def _receipt(stack: RunningStack, tenant: Tenant, transaction_id: str, status: i
 
 def _home(tenant: Tenant, transaction_id: str) -> int:
     return partition_of(id_hash(tenant.account, transaction_id), 6)
-
-
-@contextmanager
-def _worker_stopped(stack: RunningStack) -> Iterator[None]:
-    """The worker is stopped, not ended: nothing is counted meanwhile."""
-    worker = psutil.Process(stack.part("worker")["pid"])
-    processes = [worker, *worker.children(recursive=True)]
-    for process in processes:
-        process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in reversed(processes):
-            process.send_signal(signal.SIGCONT)
 
 
 async def _define(stack: RunningStack, tenant: Tenant) -> None:
@@ -206,7 +188,7 @@ def test_an_unknown_id_is_told_as_such(stack: RunningStack, tenant: Tenant) -> N
 def test_what_waits_to_be_counted_is_told_from_what_was_never_sent(stack: RunningStack, tenant: Tenant) -> None:
     """With the worker stopped: in flight with its position, wherever it lies; an id that nobody sent is unknown."""
     counted(stack, tenant)
-    with _worker_stopped(stack):
+    with stack.standing_still("worker"):
         home = (_home(tenant, "w") + 1) % 6  # misplaced on purpose: all partitions are looked through
         (offset,) = send(stack, tenant.account, [(event(transactionId="a") + b"\n" + event(transactionId="w"), home)])
         found = _receipt(stack, tenant, "w", status=202)
@@ -229,7 +211,7 @@ def test_another_spelling_of_the_id_in_the_log_is_found(stack: RunningStack, ten
     """JSON may escape any character; another account's line with the same id is not taken for it."""
     counted(stack, tenant)
     spelled = b'{"clientId":"c","timestamp":"2026-11-03T10:20:00Z","transactionId":"\\u0073lash\\/\\u00fc"}'
-    with _worker_stopped(stack):
+    with stack.standing_still("worker"):
         send(stack, "somebody-else", [(spelled, 1)])
         assert _get(stack, tenant, "slash/ü").status_code == 404
         send(stack, tenant.account, [(spelled, 1)])
@@ -254,7 +236,7 @@ async def test_a_look_that_is_cut_short_decides_nothing(
     ranges = LogRanges(stack.settings)
     names = {"topic": TOPIC, "partitions": 6, "default_account": "default"}
     try:
-        with _worker_stopped(stack):
+        with stack.standing_still("worker"):
             lines = [(event(transactionId=f"l{i}", eventName="call"), 3) for i in range(20)]
             await _sent(stack, tenant, lines)
             found = await ReceiptReader(stack_store, ranges, **names, bounds=bounds).receipt(tenant.account, "none")
