@@ -76,6 +76,11 @@ class Inbox:
             self._arrived.clear()
             await self._arrived.wait()
 
+    async def wait_until_holds(self, rows: int, size: int) -> None:
+        """Returns once the range has so many rows or bytes."""
+        while self.rows < rows and self.bytes < size:
+            await self.wait_beyond(self.end)
+
     def take(self, rows_max: int, bytes_max: int) -> Range:
         """The next records, at least one if there is any, within the bounds otherwise."""
         taken: list[LogRecord] = []

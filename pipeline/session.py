@@ -16,6 +16,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from enum import Enum
 from typing import Any, Final, NoReturn, Protocol, TypeVar
 
@@ -55,6 +56,7 @@ from pipeline.tidying import Tidier
 _RETRY_FIRST_S: Final = 0.1
 _RETRY_MAX_S: Final = 5.0
 _BUFFERED_BLOCKS: Final = 1  # fetched ahead, in blocks' worth, before the partition is paused
+_OPEN_LONGER_S: Final = 2.0  # at most, while others wait for the store: one partition's trouble is not another's
 _RESTORE_ENTRIES: Final = 50_000
 _WRITES_AT_ONCE: Final = (
     500  # all lines of a large block at once would wait for each other past their time-out, for ever
@@ -100,8 +102,9 @@ class Limits(msgspec.Struct, frozen=True):
 
 class Outside(msgspec.Struct, frozen=True):
     """Everything outside a session, shared by all sessions of a worker. `cpu` runs one thing at a time; `inserting`
-    has a place for each insert that may be under way, since many at once only make each other miss their deadline; new
-    blocks are begun under the newest of `rule_sets`."""
+    has a place for each insert that may be under way, since many at once only make each other miss their deadline;
+    `closing` has one for each block that is closed and not inserted, unless it is full; new blocks are begun under the
+    newest of `rule_sets`."""
 
     group: Group
     writer: LogWriter
@@ -113,6 +116,7 @@ class Outside(msgspec.Struct, frozen=True):
     cpu: Executor
     io: Executor
     inserting: asyncio.Semaphore
+    closing: asyncio.Semaphore
     topic_rejects: str
     topic_changelog: str
     fail_point: Callable[[str], None]
@@ -174,6 +178,10 @@ class Session:
         self._next: Block | None = None
         self._next_ready = asyncio.Event()
         self._next_taken = asyncio.Event()
+        self._turn_taken = False
+        self._waiting: dict[int, bool] = {}  # closed blocks that the store has not taken, by start: with a turn or not
+        self._none_waits = asyncio.Event()
+        self._none_waits.set()
         self._log = structlog.get_logger(__name__).bind(partition=place.partition, generation=member.generation)
         self.standing = Standing(place.partition, moved_at_s=time.monotonic())
 
@@ -389,6 +397,7 @@ class Session:
         finally:
             builder.cancel()
             await asyncio.gather(builder, return_exceptions=True)
+            self._give_turns_back()
 
     async def _rebuild_block(self, stated: Committed, intent: Intent) -> Block:
         """Step 3: the block that was under way, from its intent. It must come out the same to the bit."""
@@ -419,6 +428,8 @@ class Session:
             await inbox.wait_beyond(inbox.start)
             await self._gather(inbox)
             taken = inbox.take(self._limits.rows_max, self._limits.bytes_max)
+            self._waiting[taken.start], self._turn_taken = self._turn_taken, False
+            self._none_waits.clear()
             self._regulate()
             version = await self._catalog_for(taken)
             self._next = await self._build(taken, version, max(self._out.rule_sets))
@@ -428,14 +439,40 @@ class Session:
             await self._next_taken.wait()
 
     async def _gather(self, inbox: Inbox) -> None:
-        """Waits until the block is full or its time is up."""
-        closes = asyncio.get_running_loop().time() + self._limits.close_s
-        while inbox.rows < self._limits.rows_max and inbox.bytes < self._limits.bytes_max:
-            try:
-                async with asyncio.timeout_at(closes):
-                    await inbox.wait_beyond(inbox.end)
-            except TimeoutError:
-                return
+        """Waits until the block is full, or its time is up and it is its turn."""
+        full = asyncio.create_task(inbox.wait_until_holds(self._limits.rows_max, self._limits.bytes_max))
+        turn = asyncio.create_task(self._turn())
+        try:
+            await asyncio.wait({full, turn}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            full.cancel()
+            turn.cancel()
+            await asyncio.gather(full, turn, return_exceptions=True)
+
+    async def _turn(self) -> None:
+        """Once the block's time is up: until the store has taken the partition's last one and few others wait for it.
+        What a block costs the store hardly depends on its events: one that closed now would only wait, and the events
+        that come meanwhile would need one more."""
+        await asyncio.sleep(self._limits.close_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_OPEN_LONGER_S):
+                await self._none_waits.wait()
+                await self._out.closing.acquire()
+                self._turn_taken = True
+
+    def _waits_no_more(self, start: int) -> None:
+        """The store has taken the block that begins there, or the session is over."""
+        if self._waiting.pop(start, False):
+            self._out.closing.release()
+        if not self._waiting:
+            self._none_waits.set()
+
+    def _give_turns_back(self) -> None:
+        for start in list(self._waiting):
+            self._waits_no_more(start)
+        if self._turn_taken:
+            self._turn_taken = False
+            self._out.closing.release()
 
     async def _catalog_for(self, taken: Range) -> int:
         """The version to map with: all that was acknowledged before the records were fetched, so that a feature made
@@ -526,7 +563,9 @@ class Session:
         started = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._effects(block))
-            tasks.create_task(self._rows(block, intent, recovered=recovered))
+            tasks.create_task(self._rows(block, intent, recovered=recovered)).add_done_callback(
+                lambda _: self._waits_no_more(block.start)
+            )
         self.standing.insert_s += time.monotonic() - started
 
     async def _commit_end(self, block: Block) -> tuple[Block, Intent] | None:

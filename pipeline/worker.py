@@ -109,6 +109,7 @@ class Worker:
         self._cpu = ThreadPoolExecutor(1, "build")
         self._io = ThreadPoolExecutor(max(8, settings.partitions * 3), "store")
         self._inserting = asyncio.Semaphore(settings.inserts_max)
+        self._closing = asyncio.Semaphore(settings.inserts_max + 1)  # one is built while the others are inserted
         self._sessions: dict[int, tuple[Session, asyncio.Task[None]]] = {}
         self._ends: dict[int, int] = {}
         self._looked: dict[int, int] = {}
@@ -233,6 +234,7 @@ class Worker:
             cpu=self._cpu,
             io=self._io,
             inserting=self._inserting,
+            closing=self._closing,
             topic_rejects=settings.topic_rejects,
             topic_changelog=settings.topic_changelog,
             fail_point=self._fail_point,

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,7 @@ _INSERT_FACTOR: Final = 4  # facts, ids and rollups of what an insert brings, an
 _PROOF: Final = bytes(64 << 10)
 _LOOK_S: Final = 0.25
 _PARTS_EVERY: Final = 40  # looks
-_HOLLOW: Final = "checksums.txt"  # every part has one, and it is never empty
+_NEVER_EMPTY: Final = ("checksums.txt", "data.packed")  # one of them is in every part
 _log = logging.getLogger(__name__)
 
 
@@ -106,7 +107,7 @@ class Watch:
 
 def hollow_parts(folder: Path) -> Iterator[Path]:
     """Folders of parts whose files are empty."""
-    for file in folder.glob(f"store/*/*/*/{_HOLLOW}"):
+    for file in chain.from_iterable(folder.glob(f"store/*/*/*/{name}") for name in _NEVER_EMPTY):
         try:
             if not file.stat().st_size and not file.parent.name.startswith(("tmp", "delete_tmp")):
                 yield file.parent

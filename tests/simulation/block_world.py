@@ -374,6 +374,7 @@ class SimWorker:
         self.cpu = _Thread(self, lambda: world.random.uniform(0, 0.01), serial=True)
         self.io = _Thread(self, self._io_s, serial=False)
         self.inserting = asyncio.Semaphore(1)  # the least there can be: partitions wait for each other
+        self.closing = asyncio.Semaphore(2)
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._pump())]
 
     def _io_s(self) -> float:
@@ -610,6 +611,7 @@ class World:
             cpu=worker.cpu,
             io=worker.io,
             inserting=worker.inserting,
+            closing=worker.closing,
             topic_rejects=REJECTS,
             topic_changelog=CHANGELOG,
             fail_point=worker.fail_point,

@@ -1,6 +1,7 @@
 """The block protocol, one situation at a time: the production Session on logs, groups and stores in memory."""
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -307,6 +308,56 @@ async def _a_zombie_speaks(world: World) -> None:
     first.group.join()
     await until(lambda: old.standing.state == "over", 3)
     assert committed(world).offset == 2
+
+
+def id_in(partition: int, number: int, partitions: int = 4) -> str:
+    """An id that belongs to the partition, the same for the same number."""
+    names = (f"{number}/{attempt}" for attempt in itertools.count())
+    return next(name for name in names if partition_of(id_hash("acme", name), partitions) == partition)
+
+
+def test_blocks_stay_open_while_the_store_is_busy() -> None:
+    """A closed block that waits for the store would only need one more for what comes meanwhile."""
+
+    async def go() -> None:
+        world = World(partitions=4, rows_max=1_000)
+        world.workers[0].start()
+        world.workers[0].store_takes_s = 0.5
+        for number in range(100):
+            for partition in range(4):
+                world.produce(partition, [event_line(id_in(partition, number), 1)])
+            await asyncio.sleep(0.1)
+        await world.run()
+        # in turn, half a second for each insert, ten seconds long; each partition by itself closes 26
+        assert len(world.blocks.ledger) <= 22
+
+    run_virtually(go)
+
+
+def test_partitions_that_cannot_be_stored_do_not_keep_the_others_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their blocks have all the turns, for ever."""
+
+    async def go() -> None:
+        world = World(partitions=4, rows_max=1_000)
+        insert = world.blocks.insert
+
+        def some(block: Block, deadline_ms: int) -> None:
+            if block.partition < 2:
+                raise StoreUnavailable("no answer")
+            insert(block, deadline_ms)
+
+        monkeypatch.setattr(world.blocks, "insert", some)
+        world.workers[0].start()
+        for number in range(3):
+            for partition in range(4):
+                world.produce(partition, [event_line(id_in(partition, number), 1)])
+            await asyncio.sleep(5)
+        offsets = {number: offset for number, (offset, _) in world.coordinator.committed.items()}
+        assert offsets[2] == offsets[3] == 3 > offsets[0] == offsets[1]
+        monkeypatch.undo()
+        await world.run(1_000)
+
+    run_virtually(go)
 
 
 @pytest.mark.parametrize("lie_elsewhere", [False, True])

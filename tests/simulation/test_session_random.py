@@ -57,7 +57,7 @@ def test_a_seed_that_once_found_something_finds_it_no_more(seed: int) -> None:
 def test_the_runs_meet_what_they_are_for() -> None:
     """All of it happens: deaths at many points, blocks built again, repairs, partitions that move."""
     worlds: list[World] = []
-    for seed in range(40):
+    for seed in range(80):
         run_virtually(lambda seed=seed: random_run(seed, prepare=worlds.append))
     passed = {name for world in worlds for name in world.passed}
     assert {"before_intent", "table_written", "inserted", "rejects_acknowledged", "end_committed"} <= passed
