@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.rollup_view import MARKED, select_over
+from pipeline.adapters.together import TogetherWriter
 from pipeline.block import GAP_RULES, Intent, Line, Position, Sighting, Verdict, earlier, pack_sighting
 from pipeline.event import id_hash, readable_transaction_id
 from pipeline.ports import Border, Epoch, Landed, Progress
@@ -40,6 +41,9 @@ class BlockStore:
         self._insert_s_max = insert_s_max
         self._topic = topic
         self._database = database
+        self._ledger: TogetherWriter[dict[str, Any]] = TogetherWriter(
+            lambda rows: store.insert_arrow("blocks", _ledger(rows))
+        )
 
     def now_ms(self) -> int:
         """The store's clock."""
@@ -137,7 +141,8 @@ class BlockStore:
         return (rows[0][0], rows[0][1]) if rows else None
 
     def write_ledger(self, block: Block, stated_ms: int) -> None:
-        """The block's rows of the ledger; the same block written again replaces itself."""
+        """The block's rows of the ledger; the same block written again replaces itself. Blocks of several partitions go
+        in one insert where they come while one is under way."""
         counts = block.counts
         head = {
             "topic": block.topic,
@@ -168,7 +173,7 @@ class BlockStore:
             {"month": m.month, "rows": m.rows, "value_sum": m.value_sum, "id_hash_sum": m.id_hash_sum}
             for m in block.months
         ]
-        self._store.insert_arrow("blocks", _ledger([{**head, **row} for row in (whole, *months)]))
+        self._ledger.write([{**head, **row} for row in (whole, *months)])
 
     # -- rows
 
