@@ -20,6 +20,7 @@ from pipeline.ports import LogUnavailable
 from pipeline.settings import Settings
 
 _TIMEOUT_S: Final = 20.0
+_LISTED_EVERY_S: Final = 0.05
 _FOREVER: Final = "-1"
 _COORDINATOR_S: Final = 60.0
 _COMING: Final = ("NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS")
@@ -52,9 +53,17 @@ def ensure_topics(settings: Settings) -> None:
             except KafkaException as error:
                 if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
                     raise
+        _await_listed(client, missing)
         check_topics(settings)
     except _NO_ANSWER as error:
         raise BrokerUnavailable(f"Kafka at {settings.kafka} did not answer: {error}") from error
+
+
+def _await_listed(client: AdminClient, names: Iterable[str]) -> None:
+    """The controller has made them; a broker hears of it a moment later, and knows no such topic until then."""
+    ends = time.monotonic() + _TIMEOUT_S
+    while not set(names) <= set(client.list_topics(timeout=_TIMEOUT_S).topics) and time.monotonic() < ends:
+        time.sleep(_LISTED_EVERY_S)
 
 
 def check_topics(settings: Settings) -> None:
