@@ -13,8 +13,9 @@ import pytest
 from stored_events import StoredEvent, fresh_store, insert_block, random_events
 
 from consumers.usage import UsageError, UsageQuery
+from consumers.usage_plan import QUARTERS, SHAPES
 from consumers.usage_reader import UsageReader
-from consumers.usage_sql import QUARTERS, SHAPES, build
+from consumers.usage_sql import build
 from pipeline.adapters.clickhouse import Store
 from pipeline.migrate import sql_dir
 

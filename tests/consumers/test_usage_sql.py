@@ -9,7 +9,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from consumers.usage import UsageError, UsageQuery
-from consumers.usage_sql import QUARTERS, SHAPES, build, make_plan
+from consumers.usage_plan import QUARTERS, SHAPES, make_plan
+from consumers.usage_sql import build
 from consumers.windows import Period
 
 # ruff: noqa: E501 - statements stand as they are sent
