@@ -1,7 +1,7 @@
 """Usage: what a question for usage is, and what its answer is.
 
 Rules: values only. A question is checked when it is made; an answer carries exact decimals and says until when it is
-complete. How a question becomes SQL is `usage_sql`; who asks the store is `usage_reader`.
+complete. What is read where is `usage_plan`, as SQL `usage_sql`; who asks the store is `usage_reader`.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ TOP_MAX: Final = 10_000
 DIMENSION_PREFIX: Final = "dimension:"
 _PLAIN_GROUPS: Final = ("customer", "entity", "feature", "event_name")
 _YEARS: Final = (1970, 2100)  # of event timestamps, contract §1
-_EXACT: Final = Context(prec=100)  # Decimal(76, 9) fits with room for a division
+EXACT: Final = Context(prec=100)  # Decimal(76, 9) fits with room for a division
 _NINE_DIGITS: Final = Decimal("1e-9")
 
 
@@ -186,7 +186,7 @@ def value_of(aggregation: Aggregation, events: int, states: Mapping[str, Any]) -
     if events <= 0:
         return None
     if aggregation == "average":
-        return _EXACT.divide(states["total"], Decimal(events)).quantize(_NINE_DIGITS, ROUND_HALF_EVEN, _EXACT)
+        return EXACT.divide(states["total"], Decimal(events)).quantize(_NINE_DIGITS, ROUND_HALF_EVEN, EXACT)
     return Decimal(states[{"max": "largest", "min": "smallest", "latest": "latest"}[aggregation]])
 
 

@@ -5,15 +5,18 @@ hold. Calls block; the store is a port, so that whoever wires the process decide
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, Final, Protocol
 
 from consumers.usage import Aggregation, UsageError, UsageQuery, UsageResult, UsageRow, value_of, zone_of
-from consumers.usage_sql import FAMILIES, ROWS_MAX, build, make_plan
+from consumers.usage_plan import FAMILIES, Family, make_plan
+from consumers.usage_sql import ROWS_MAX, Statement, build
 from consumers.windows import Period, window_from_date, window_from_start
 
 _READ_SETTINGS: Final = {"max_execution_time": 60, "max_bytes_before_external_group_by": 1 << 30}
+_BESIDE_MAX: Final = 4  # questions for corrections at once, beside those for numbers
 _PROGRESS: Final = """SELECT
     count() AS partitions,
     min(complete_until) AS complete,
@@ -72,6 +75,8 @@ class UsageReader:
         self._topic = topic
         self._partitions = partitions
         self._projections: frozenset[str] | None = None
+        self._corrected: set[str] = set()  # accounts that were seen to have corrections, which never go away
+        self._beside = ThreadPoolExecutor(_BESIDE_MAX, "usage-corrections")
 
     def usage(self, query: UsageQuery, aggregations: Mapping[str, Aggregation] | None = None) -> UsageResult:
         """The answer, exact, whichever tables it comes from.
@@ -83,36 +88,58 @@ class UsageReader:
         chosen = self._chosen(query, aggregations)
         if query.top is not None and any(a not in ("sum", "count") for _, a in chosen):
             raise UsageError("top", "exclusive", f"groups are compared by sum or count, not by {chosen[0][1]}")
-        withdrawn = any(a in ("max", "min", "latest") for _, a in chosen) and self._corrected(query.account, most=-1)
-        corrected: bool | None = True if withdrawn else None
-        projections = self._known_projections() if query.dimensions or query.customer is not None else frozenset()
+        withdrawn = any(a in ("max", "min", "latest") for _, a in chosen) and self._withdrawn(query.account)
         rows: list[UsageRow] = []
         tables: list[str] = []
         for family in dict.fromkeys(FAMILIES[a] for _, a in chosen):
             members = {f: a for f, a in chosen if FAMILIES[a] == family}
-            features = sorted(f for f in members if f is not None)
-            if (
-                corrected is None
-                and make_plan(query, family, withdrawn=withdrawn, projections=projections).reads_events
-            ):
-                corrected = self._corrected(query.account)
-            statement = build(
-                query,
-                family,
-                features,
-                withdrawn=withdrawn,
-                projections=projections,
-                corrected=corrected is not False,
-                count="count" in members.values(),
-            )
-            answer = self._store.query(statement.sql, statement.parameters, _READ_SETTINGS)
-            if len(rows) + len(answer.rows) > ROWS_MAX:
+            statement, answered = self._asked(query, family, members, withdrawn=withdrawn)
+            if len(rows) + len(answered) > ROWS_MAX:
                 raise UsageError("group_by", "too_large", f"more than {ROWS_MAX} rows: ask for less at once")
-            rows.extend(_rows(query, answer, members))
+            rows.extend(_rows(query, statement.columns, answered, members))
             tables.extend(statement.read_from)
         if query.top is None:  # else they come by rank
             rows.sort(key=lambda row: (row.start, *row.group.values()))
         return UsageResult(query, tuple(rows), complete_until, lag_s, tuple(dict.fromkeys(tables)))
+
+    def _asked(
+        self, query: UsageQuery, family: Family, members: Mapping[str | None, Aggregation], *, withdrawn: bool
+    ) -> tuple[Statement, list[tuple[Any, ...]]]:
+        """The statement of one family and the rows of its answer.
+
+        Where nothing is known of corrections, facts alone are asked, and at the same time whether there are any: both
+        after how far the workers are. To plan a statement over corrections too takes longer than the whole question.
+        """
+        projections = self._known_projections() if query.dimensions or query.customer is not None else frozenset()
+
+        def ask(*, corrected: bool) -> tuple[Statement, list[tuple[Any, ...]]]:
+            statement = build(
+                query,
+                family,
+                sorted(f for f in members if f is not None),
+                withdrawn=withdrawn,
+                projections=projections,
+                corrected=corrected,
+                count="count" in members.values(),
+            )
+            settings = {**_READ_SETTINGS, **statement.settings}
+            answer = self._store.query(statement.sql, statement.parameters, settings).rows
+            if len(answer) > ROWS_MAX:
+                raise UsageError("group_by", "too_large", f"more than {ROWS_MAX} rows: ask for less at once")
+            return statement, statement.rows(answer)
+
+        plan = make_plan(query, family, withdrawn=withdrawn, projections=projections)
+        if withdrawn or query.account in self._corrected or not plan.reads_events:
+            return ask(corrected=True)
+        found: Future[bool] = self._beside.submit(self._has_corrections, query.account)
+        try:
+            asked = ask(corrected=False)
+        finally:
+            corrected = found.result()
+        if not corrected:
+            return asked
+        self._corrected.add(query.account)
+        return ask(corrected=True)
 
     def progress(self) -> tuple[datetime | None, Decimal | None]:
         """Until when everything acknowledged is counted, and how many seconds that is behind. Blocks."""
@@ -147,19 +174,26 @@ class UsageReader:
     def _aggregations(self, account: str) -> dict[str, Aggregation]:
         return dict(self._store.query(_AGGREGATIONS, {"account": account}).rows)
 
-    def _corrected(self, account: str, *, most: int = 1) -> bool:
-        """Whether the account has corrections: any, or those that take something out (`most` -1). Asked after how far
-        the workers are, like the numbers; to plan a statement over an empty table costs more than to ask."""
+    def _withdrawn(self, account: str) -> bool:
+        """Whether corrections took something out of the account. Asked after how far the workers are."""
+        return self._has_corrections(account, most=-1)
+
+    def _has_corrections(self, account: str, *, most: int = 1) -> bool:
         return bool(self._store.query(_CORRECTED, {"account": account, "most": most}).rows[0][0])
 
 
-def _rows(query: UsageQuery, answer: Rows, members: Mapping[str | None, Aggregation]) -> list[UsageRow]:
+def _rows(
+    query: UsageQuery,
+    columns: Sequence[str],
+    answered: Sequence[tuple[Any, ...]],
+    members: Mapping[str | None, Aggregation],
+) -> list[UsageRow]:
     names = query.groups
     keys = len(names) + (query.granularity != "none")
     fixed: Aggregation | None = next(iter(members.values())) if len(set(members.values())) == 1 else None
     rows = []
-    for row in answer.rows:
-        states = dict(zip(answer.columns[keys:], row[keys:], strict=True))
+    for row in answered:
+        states = dict(zip(columns[keys:], row[keys:], strict=True))
         group = dict(zip(names, row[keys - len(names) : keys], strict=True))
         if not states["events"] and not states.get("total"):
             continue  # nothing there, or all of it was withdrawn

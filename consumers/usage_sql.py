@@ -1,47 +1,34 @@
 """The SQL that answers a question for usage: pure, values in, (sql, parameters) out.
 
-Rules: an answer from rollups always equals the answer from facts. A rollup is read for whole cells only (UTC days by
-customer, quarters of an hour account-wide); what is left at the edges of the period, and at those of a month in the
-customer's zone, comes from facts in the same statement. What no rollup has (several dimensions, a dimension by
-customer, the latest value by dimension, distinct values within a day, smallest, largest and latest where something
-was withdrawn) comes from facts entirely. Values are bound by the server, never pasted.
+Rules: what is read where is `usage_plan`. Values are bound by the server, never pasted. Each level of a statement, and
+each step such as a sort, takes the engine a millisecond to plan, which of small answers is most of the time: one
+customer's quarters are asked for on one level, and the rows put together here.
 """
 
 # ruff: noqa: S608 - the parts are constants of this module; values are bound by the server
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any, Final, Literal
 
-from consumers.usage import DIMENSION_PREFIX, Aggregation, UsageError, UsageQuery, zone_of
-from consumers.windows import (
-    CELL,
-    DAY,
-    Offsets,
-    Period,
-    beside_month_end,
-    covering,
-    months,
-    offsets,
-    rest,
-    whole_cells,
-    whole_month_cells,
+from consumers.usage import DIMENSION_PREFIX, EXACT, UsageError, UsageQuery, zone_of
+from consumers.usage_plan import (
+    EVENTS_DIMENSION,
+    QUARTERS,
+    SHAPES,
+    STANDING,
+    USAGE_EDGE,
+    Family,
+    Plan,
+    Rollup,
+    make_plan,
 )
+from consumers.windows import Offsets, Period, count_at_most, offsets
 
-Family = Literal["sums", "extremes", "latest", "uniques"]
-FAMILIES: Final[dict[Aggregation, Family]] = {
-    "sum": "sums",
-    "count": "sums",
-    "average": "sums",
-    "max": "extremes",
-    "min": "extremes",
-    "latest": "latest",
-    "unique": "uniques",
-}
 ROWS_MAX: Final = 200_000  # of an answer; more is refused rather than cut
+_SETS_WINDOWS_MAX: Final = 1000  # of an answer by sets of features: each of them may have a row in each window
 _CHANGES_MAX: Final = 4  # of a zone's clock that are compared one by one, which costs less than a look-up
-_RANGES_MAX: Final = 64  # edges of months; past that the statement would be longer than the scan it spares
 
 # Neither smallest nor largest: what a row that takes something out contributes to them.
 _NO_MINIMUM: Final = "toDecimal128('99999999999999999999999999999.999999999', 9)"
@@ -54,19 +41,19 @@ _ORDER: Final = (
     " + bitShiftLeft(toUInt256(epoch), 128) + bitShiftLeft(toUInt256(`partition`), 96)"
     " + bitShiftLeft(toUInt256(`offset`), 32) + line"
 )
-_STANDING: Final[tuple[Family, ...]] = ("extremes", "latest")  # what was withdrawn cannot be subtracted from them
 
 # The opt-in projection of facts (sql/optional): events of one customer with the same dimensions and features as one
 # row, for each quarter of an hour beside ends of UTC months and for all that lies between. The engine takes it only
 # for the very expressions that it was made of.
-SHAPES: Final = "usage_shapes"
 _SHAPES_CELL: Final = (
     "if(toYYYYMM(timestamp + toIntervalHour(14)) != toYYYYMM(timestamp - toIntervalHour(12)),"
     " toDateTime(toStartOfFifteenMinutes(timestamp), 'UTC'),"
     " toDateTime(toStartOfMonth(timestamp), 'UTC') + toIntervalHour(12))"
 )
+_SHAPES_FEATURES: Final = "CAST(`meters.feature`, 'Array(LowCardinality(String))')"
+_SHAPES_NAMES: Final = "CAST(`dims.name`, 'Array(LowCardinality(String))')"
+_SHAPES_TEXTS: Final = "CAST(`dims.text`, 'Array(LowCardinality(String))')"
 # And one (sql/optional/usage_customer_15m.sql) of a customer's quarters of an hour.
-QUARTERS: Final = "usage_customer_15m"
 _QUARTERS_CELL: Final = "toDateTime(toStartOfFifteenMinutes(timestamp), 'UTC')"
 _CELL_SUMS: Final = "sumForEach(CAST(`meters.quantity`, 'Array(Decimal(76, 9))'))"
 _WHOLE_ROW: Final = (
@@ -101,54 +88,35 @@ _STATES: Final[dict[Family, tuple[str, ...]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Rollup:
-    """A rollup table: the length of its cells, the column that holds their start, and that column's type."""
-
-    table: str
-    cell: timedelta
-    column: str
-    type: str
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Where each part of the period is read: `cells` from `rollup`, `ends` from the rollup of the hours beside ends of
-    months, `shapes` and `quarters` from those projections, `edges` from facts. `taken`: what is in the cells and not in
-    the period, to be subtracted: from `ends` where `rollup_takes`, else from facts."""
-
-    rollup: Rollup | None
-    cells: tuple[Period, ...]
-    edges: tuple[Period, ...]
-    ends: tuple[Period, ...] = ()
-    taken: tuple[Period, ...] = ()
-    rollup_takes: bool = False
-    shapes: tuple[Period, ...] = ()
-    quarters: tuple[Period, ...] = ()
-
-    @property
-    def reads_events(self) -> bool:
-        """Whether single events are read, beside which their corrections belong; rollups hold both."""
-        return bool(self.shapes or self.quarters or self.edges or (self.taken and not self.rollup_takes))
+# The engine compares neither with other projections nor with facts, and reads all columns at once: the rows are few, or
+# most of them are wanted.
+_PROJECTION_SETTINGS: Final = {"optimize_use_implicit_projections": 0, "optimize_move_to_prewhere": 0}
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """SQL with its server-side parameters, and the tables it reads."""
+    """SQL with its server-side parameters and settings, the tables it reads, and what the columns of `rows` are."""
 
     sql: str
     parameters: dict[str, Any]
     read_from: tuple[str, ...]
+    columns: tuple[str, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sets: bool = False
 
-
-_USAGE_DAY: Final = Rollup("usage_client_day", DAY, "day", "Date")
-_USAGE_EDGE: Final = Rollup("usage_client_edge_15m", CELL, "bucket", "DateTime('UTC')")
-_USAGE_CELL: Final = Rollup("usage_15m", CELL, "bucket", "DateTime('UTC')")
-_USAGE_DIMENSION: Final = Rollup("usage_dimension_15m", CELL, "bucket", "DateTime('UTC')")
-_UNIQUES_DAY: Final = Rollup("usage_uniques_client_day", DAY, "day", "Date")
-_EVENTS_DAY: Final = Rollup("events_client_day", DAY, "day", "Date")
-_EVENTS_CELL: Final = Rollup("events_15m", CELL, "bucket", "DateTime('UTC')")
-_EVENTS_DIMENSION: Final = Rollup("events_dimension_15m", CELL, "bucket", "DateTime('UTC')")
+    def rows(self, answered: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """The store's answer as rows of `columns`: where it is by `sets` of features, their totals put together."""
+        if not self.sets:
+            return list(answered)
+        wanted, by_feature = set(self.parameters["features"]), "feature" in self.columns
+        sums: dict[tuple[Any, ...], tuple[int, Decimal]] = {}
+        for *keys, features, events, totals in answered:
+            for feature, total in zip(features, totals, strict=True):
+                if feature in wanted:
+                    key = (*keys, feature) if by_feature else tuple(keys)
+                    number, before = sums.get(key, (0, Decimal(0)))
+                    sums[key] = number + events, EXACT.add(before, total)
+        return [(*key, *sums[key]) for key in sorted(sums)]
 
 
 def build(
@@ -173,162 +141,51 @@ def build(
     if query.source == "rollups" and not (plan.cells or plan.shapes or plan.quarters):
         raise UsageError("source", "range", "no rollup has whole cells for this; use source=auto or source=facts")
     parts = _Parts(query, family, tuple(features))
+    if _by_sets(query, plan, corrected=corrected):
+        return Statement(
+            parts.quarters_by_sets(plan.quarters),
+            parts.parameters,
+            ("events",),
+            parts.columns(),
+            _preferring(QUARTERS),
+            sets=True,
+        )
     branches, tables = [], []
     if plan.rollup and plan.cells:
         branches.append(parts.rollup_branch(plan.rollup, plan.cells, "cell"))
         tables.append(plan.rollup.table)
     if plan.ends:
-        branches.append(parts.rollup_branch(_USAGE_EDGE, plan.ends, "end"))
+        branches.append(parts.rollup_branch(USAGE_EDGE, plan.ends, "end"))
     if plan.taken and plan.rollup_takes:
-        branches.append(parts.rollup_branch(_USAGE_EDGE, plan.taken, "taken", sign="-"))
+        branches.append(parts.rollup_branch(USAGE_EDGE, plan.taken, "taken", sign="-"))
     if plan.ends or (plan.taken and plan.rollup_takes):
-        tables.append(_USAGE_EDGE.table)
+        tables.append(USAGE_EDGE.table)
+    settings: Mapping[str, Any] = {}
     if plan.shapes:
         branches += parts.shapes_branches(plan.shapes, corrected=corrected)
+        settings = _preferring(SHAPES)
     if plan.quarters:
         branches += parts.quarters_branches(plan.quarters, corrected=corrected)
     taken = () if plan.rollup_takes else plan.taken
     if plan.edges or taken:
         branches.append(
-            parts.facts_branch(plan.edges, taken, net=withdrawn and family in _STANDING, corrected=corrected)
+            parts.facts_branch(plan.edges, taken, net=withdrawn and family in STANDING, corrected=corrected)
         )
     if plan.reads_events:
         tables += ["events", "corrections"] if withdrawn else ["events"]
-    return Statement(parts.outer(branches, count=count), parts.parameters, tuple(tables))
+    return Statement(parts.outer(branches, count=count), parts.parameters, tuple(tables), parts.columns(), settings)
 
 
-def make_plan(query: UsageQuery, family: Family, *, withdrawn: bool = False, projections: Collection[str] = ()) -> Plan:
-    """Cut the period into what a rollup has, what projections have and what facts have to give."""
-    plan = _from_rollups(query, family, withdrawn=withdrawn, shapes=SHAPES in projections)
-    if plan.reads_events and not plan.shapes and QUARTERS in projections and _has_quarters(query, family):
-        inner = whole_cells(query.period, CELL)
-        if inner:
-            return Plan(None, (), rest(query.period, inner), quarters=(inner,))
-    return plan
+def _by_sets(query: UsageQuery, plan: Plan, *, corrected: bool) -> bool:
+    """Whether quarters of one customer are all that is read, and their sets of features need no more rows than an
+    answer may have."""
+    alone = bool(plan.quarters) and not plan.edges and not corrected
+    plain = query.groups in ((), ("feature",)) and query.top is None
+    return alone and plain and count_at_most(query.period, query.granularity) <= _SETS_WINDOWS_MAX
 
 
-def _from_rollups(query: UsageQuery, family: Family, *, withdrawn: bool, shapes: bool) -> Plan:
-    period = query.period
-    facts = Plan(None, (), (period,))
-    if query.source == "facts":
-        return facts
-    rollup = _rollup(query, family)
-    if rollup is None and shapes and _has_shapes(query, family):
-        inner = whole_month_cells(period)
-        return Plan(None, (), rest(period, inner), shapes=(inner,)) if inner else facts
-    if rollup is None or (withdrawn and family in _STANDING):
-        return facts
-    pieces = _pieces(query, rollup)
-    inner_cells = [whole_cells(piece, rollup.cell) for piece in pieces]
-    edges = [edge for piece, cells in zip(pieces, inner_cells, strict=True) for edge in rest(piece, cells)]
-    cells = [found for found in inner_cells if found is not None]
-    if not cells or len(cells) + len(edges) > _RANGES_MAX:
-        return facts
-    if rollup is _USAGE_DAY and family in ("sums", "extremes"):
-        return _with_ends(query, family, cells, edges)
-    return Plan(rollup, _joined(cells), _joined(edges))
-
-
-def _pieces(query: UsageQuery, rollup: Rollup) -> tuple[Period, ...]:
-    """The period in parts whose whole cells lie in one window each, or in windows that begin with cells; none where a
-    window has no whole cells."""
-    zone = zone_of(query.zone)
-    clock = offsets(zone, query.period)
-    if rollup.cell == CELL and clock.on_cells:
-        return (query.period,)
-    if query.granularity == "none" or (clock.offset_s == (0,) and query.granularity != "hour"):
-        return (query.period,)
-    return tuple(months(query.period, zone)) if query.granularity == "month" else ()
-
-
-def _with_ends(query: UsageQuery, family: Family, cells: Sequence[Period], edges: Sequence[Period]) -> Plan:
-    """What is left of days at the edges, read where that takes the least.
-
-    Of one customer, from facts, which are sorted by customer. Of all, from the rollup of the hours beside ends of
-    months, where it has them. Sums of a whole period may read one day more instead and subtract the rest of it.
-    """
-    days, ends, taken, facts = list(cells), list[Period](), list[Period](), list[Period]()
-    one = query.customer is not None
-    for edge in edges:
-        day = covering(edge, DAY)
-        other = Period(day.start, edge.start) if edge.end == day.end else Period(edge.end, day.end)
-        may_take = family == "sums" and query.granularity == "none"  # else a row could fall into another window
-        if (not one and _in_ends(edge)) or (one and not (may_take and _length(other) < _length(edge))):
-            (facts if one else ends).append(edge)
-        elif may_take and (one or _in_ends(other)):
-            days.append(day)
-            taken.append(other)
-        else:
-            facts.append(edge)
-    return Plan(_USAGE_DAY, _joined(days), _joined(facts), tuple(ends), tuple(taken), rollup_takes=not one)
-
-
-def _in_ends(period: Period) -> bool:
-    return whole_cells(period, CELL) == period and beside_month_end(period)
-
-
-def _length(period: Period) -> timedelta:
-    return period.end - period.start
-
-
-def _has_shapes(query: UsageQuery, family: Family) -> bool:
-    """Whether the projection has what is asked for. It knows no event names, and its cells are no windows."""
-    plain = query.event_name is None and "event_name" not in query.group_by and not query.by_events
-    return plain and bool(query.dimensions) and family == "sums" and query.granularity == "none"
-
-
-def _has_quarters(query: UsageQuery, family: Family) -> bool:
-    """Whether the other projection has what is asked for: sums of one customer, in windows that quarters make up."""
-    if query.source == "facts" or query.customer is None or family != "sums" or query.by_events or query.dimensions:
-        return False
-    if query.event_name is not None or "event_name" in query.group_by or query.number is not None:
-        return False
-    return query.granularity == "none" or offsets(zone_of(query.zone), query.period).on_cells
-
-
-def _rollup(query: UsageQuery, family: Family) -> Rollup | None:
-    """The rollup whose keys the question needs, or None."""
-    return _event_rollup(query, family) if query.by_events else _meter_rollup(query, family)
-
-
-def _by_customer(query: UsageQuery) -> bool:
-    named = query.customer is not None or query.entity is not None
-    return named or bool({"customer", "entity"} & set(query.group_by))
-
-
-def _event_rollup(query: UsageQuery, family: Family) -> Rollup | None:
-    if family not in ("sums", "extremes"):
-        return None
-    by_customer = _by_customer(query)
-    dimensions = len(query.dimensions)
-    if query.number is not None:
-        return None if dimensions or by_customer else _EVENTS_DIMENSION
-    if dimensions:
-        return _EVENTS_DIMENSION if dimensions == 1 and not by_customer else None
-    return _EVENTS_DAY if by_customer else _EVENTS_CELL
-
-
-def _meter_rollup(query: UsageQuery, family: Family) -> Rollup | None:
-    if "event_name" in query.group_by or query.event_name is not None:
-        return None
-    by_customer = _by_customer(query)
-    if query.dimensions:
-        simple = len(query.dimensions) == 1 and not by_customer and family in ("sums", "extremes")
-        return _USAGE_DIMENSION if simple else None
-    if family == "uniques":
-        return _UNIQUES_DAY
-    return _USAGE_DAY if by_customer else _USAGE_CELL
-
-
-def _joined(periods: Sequence[Period]) -> tuple[Period, ...]:
-    """The same time with touching periods made one."""
-    joined: list[Period] = []
-    for period in sorted(periods):
-        if joined and joined[-1].end == period.start:
-            joined[-1] = Period(joined[-1].start, period.end)
-        else:
-            joined.append(period)
-    return tuple(joined)
+def _preferring(projection: str) -> dict[str, Any]:
+    return {"preferred_optimize_projection_name": projection, **_PROJECTION_SETTINGS}
 
 
 class _Parts:
@@ -362,6 +219,11 @@ class _Parts:
                 self.parameters |= {f"since_{i}": at for i, at in enumerate(clock.since_s) if i}
                 self.parameters |= {f"ahead_{i}": ahead for i, ahead in enumerate(clock.offset_s)}
 
+    def columns(self) -> tuple[str, ...]:
+        """Names of the answer's columns, groups by what they are."""
+        states = [state.rpartition(" ")[2] for state in _STATES[self.family]]
+        return (*(["window"] if self.query.granularity != "none" else []), *self.query.groups, *states)
+
     def outer(self, branches: Sequence[str], *, count: bool) -> str:
         """Merge the branches by window and group; with `top` the largest by sum or `count` first."""
         keys = [*(["window"] if self.query.granularity != "none" else []), *self._group_names()]
@@ -393,7 +255,7 @@ class _Parts:
         value = "text" if self.query.by_events else "value"
         columns = [c.replace("dimension_text_0", value) for c in columns]
         where = ["account = {account:String}", *self._subject(), *self._customer()]
-        if rollup is _EVENTS_DIMENSION:
+        if rollup is EVENTS_DIMENSION:
             number = self.query.number is not None
             where.append(f"dimension = {{{'number' if number else 'dimension_0'}:String}}")
             where.append(f"is_number = {int(number)}")
@@ -413,14 +275,17 @@ class _Parts:
         """Cells of the projection, and the corrections of the same time."""
         groups = self._keys("timestamp")
         plain = [column for column in ("client_id", "entity_id") if any(g.startswith(f"{column} AS") for g in groups)]
-        texts = [f"{self._text(i)} AS dimension_text_{i}" for i in range(len(self.dimensions))]
+        grouped = [i for i, _ in enumerate(self.dimensions) if any(f"dimension_at_{i}]" in g for g in groups)]
+        at = [f"indexOf({_SHAPES_NAMES}, {{dimension_{i}:String}})" for i, _ in enumerate(self.dimensions)]
+        text = [f"{_SHAPES_TEXTS}[{found}]" for found in at]
         where = ["account = {account:String}", "kind = 'delta'", *self._customer()]
-        where.append("hasAny(`meters.feature`, {features:Array(String)})")
-        where += [f"{self._at(i)} > 0" for i in range(len(self.dimensions))]
-        where += self._values_asked(self._text)
+        where.append(f"hasAny({_SHAPES_FEATURES}, {{features:Array(String)}})")
+        where += [f"{found} > 0 AND `dims.is_number`[{found}] = 0" for found in at]
+        where += self._values_asked(text.__getitem__)
         where.append(self._ranges(_SHAPES_CELL, "DateTime('UTC')", periods, "shape"))
-        keys = [*plain, "`meters.feature`", *(f"dimension_text_{i}" for i in range(len(self.dimensions)))]
-        selected = [*plain, "`meters.feature`", *texts, "count() AS n", f"{_CELL_SUMS} AS quantities"]
+        texts = [f"{text[i]} AS dimension_text_{i}" for i in grouped]
+        selected = [*plain, f"{_SHAPES_FEATURES} AS features", *texts, "count() AS n", f"{_CELL_SUMS} AS quantities"]
+        keys = [*plain, "features", *(f"dimension_text_{i}" for i in grouped)]
         columns = [g.replace("dims.text[dimension_at_", "dimension_text_").replace("] AS", " AS") for g in groups]
         return self._projected(selected, where, keys, columns, periods, corrected=corrected)
 
@@ -428,13 +293,23 @@ class _Parts:
         """Cells of the other projection, and the corrections of the same time."""
         columns = self._keys("bucket")
         plain = [name for name in ("client_id", "entity_id") if any(c.startswith(f"{name} AS") for c in columns)]
+        keys = [*plain, *(["bucket"] if self.query.granularity != "none" else []), "features"]
+        named = [f"{_QUARTERS_CELL} AS bucket" if key == "bucket" else key for key in keys[:-1]]
+        selected = [*named, "`meters.feature` AS features", "count() AS n", f"{_CELL_SUMS} AS quantities"]
+        return self._projected(selected, self._of_quarters(periods), keys, columns, periods, corrected=corrected)
+
+    def quarters_by_sets(self, periods: Sequence[Period]) -> str:
+        """The same on one level, for `Statement.rows`: by window and set of features, in no order."""
+        keys = ["features"] if self.query.granularity == "none" else ["window", "features"]
+        windows = [f"{self._window(_QUARTERS_CELL)} AS window"] if "window" in keys else []
+        columns = [*windows, "`meters.feature` AS features", "count() AS events", f"{_CELL_SUMS} AS totals"]
+        text = _select(columns, "events", self._of_quarters(periods)).replace("\n    ", "\n").lstrip()
+        return f"{text}\nGROUP BY {', '.join(keys)}\nLIMIT {ROWS_MAX + 1}"
+
+    def _of_quarters(self, periods: Sequence[Period]) -> list[str]:
         where = ["account = {account:String}", "kind = 'delta'", *self._customer()]
         where.append("hasAny(`meters.feature`, {features:Array(String)})")
-        where.append(self._ranges(_QUARTERS_CELL, "DateTime('UTC')", periods, "quarter"))
-        keys = [*plain, *(["bucket"] if self.query.granularity != "none" else []), "`meters.feature`"]
-        named = [f"{_QUARTERS_CELL} AS bucket" if key == "bucket" else key for key in keys]
-        selected = [*named, "count() AS n", f"{_CELL_SUMS} AS quantities"]
-        return self._projected(selected, where, keys, columns, periods, corrected=corrected)
+        return [*where, self._ranges(_QUARTERS_CELL, "DateTime('UTC')", periods, "quarter")]
 
     def _projected(
         self,
@@ -450,21 +325,12 @@ class _Parts:
         inner = f"{_select(selected, 'events', where)}\n    GROUP BY {', '.join(keys)}"
         cells = (
             f"    SELECT {', '.join([*columns, 'toInt64(n) AS n', 'quantity AS quantity_sum'])}\n    FROM\n    (\n"
-            f"{_indented(inner)}\n    )\n    ARRAY JOIN `meters.feature` AS feature, quantities AS quantity"
+            f"{_indented(inner)}\n    )\n    ARRAY JOIN features AS feature, quantities AS quantity"
             "\n    WHERE feature IN {features:Array(String)}"
         )
         if not corrected:
             return [cells]
         return [cells, self._measured_rows(self._rows_of("corrections", periods, (), "corrected"))]
-
-    def _at(self, i: int) -> str:
-        return (
-            f"arrayFirstIndex((name, is_number) -> name = {{dimension_{i}:String}} AND is_number = 0,"
-            " `dims.name`, `dims.is_number`)"
-        )
-
-    def _text(self, i: int) -> str:
-        return f"`dims.text`[{self._at(i)}]"
 
     def facts_branch(self, periods: Sequence[Period], taken: Sequence[Period], *, net: bool, corrected: bool) -> str:
         """Rows of facts and corrections of `periods`, and those of `taken` with the other sign; `net`: only those that

@@ -3,6 +3,7 @@
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from functools import cache
@@ -13,8 +14,9 @@ import pytest
 from stored_events import StoredEvent, fresh_store, insert_block, random_events
 
 from consumers.usage import UsageError, UsageQuery
+from consumers.usage_plan import QUARTERS, SHAPES
 from consumers.usage_reader import UsageReader
-from consumers.usage_sql import QUARTERS, SHAPES, build
+from consumers.usage_sql import build
 from pipeline.adapters.clickhouse import Store
 from pipeline.migrate import sql_dir
 
@@ -154,17 +156,40 @@ def test_local_months_agree_wherever_they_are_read(fresh: Store, *, voided: bool
     ],
 )
 def test_the_projection_is_what_the_engine_reads(fresh: Store, name: str, asked: dict[str, Any]) -> None:
-    """The statement is made of the very expressions of the projection, else the engine would not take it."""
+    """The statement is made of the very expressions of the projection, else the engine would not take it: with
+    corrections and without, which is another one."""
     first = datetime(2024, 9, 28, tzinfo=UTC)
     insert_block(fresh, random_events(1, 300, "acme", first, 38), start=0, end=72)
     _add_projections(fresh)
     at = ZoneInfo("Europe/Berlin")
     start, end = datetime(2024, 10, 1, tzinfo=at), datetime(2024, 11, 1, tzinfo=at)
     query = UsageQuery(account="acme", feature="sum", start=start, end=end, zone=at.key, **asked)
-    made = build(query, "sums", ["sum"], projections=[name])
-    plan = fresh.query(f"EXPLAIN projections = 1 {made.sql}", made.parameters)
-    text = "\n".join(line for (line,) in plan.rows)
-    assert name in text, text
+    for corrected in (True, False):
+        made = build(query, "sums", ["sum"], projections=[name], corrected=corrected)
+        plan = fresh.query(f"EXPLAIN {made.sql}", made.parameters, made.settings)
+        text = "\n".join(line for (line,) in plan.rows)
+        assert f"ReadFromMergeTree ({name})" in text, text
+
+
+@pytest.mark.parametrize("customer", ["anna", "nobody"])
+def test_corrections_are_seen_by_a_reader_that_saw_none(fresh: Store, customer: str) -> None:
+    """Also those of a customer without any facts, whose answer was empty."""
+    first = datetime(2024, 9, 28, tzinfo=UTC)
+    events = random_events(3, 200, "acme", first, 38)
+    insert_block(fresh, events, start=0, end=72)
+    _add_projections(fresh)
+    reader = UsageReader(fresh, topic="tally.events", partitions=1)
+    at = ZoneInfo("Europe/Berlin")
+    period = {"start": datetime(2024, 10, 1, tzinfo=at), "end": datetime(2024, 11, 1, tzinfo=at), "zone": at.key}
+    asked: dict[str, Any] = {"account": "acme", "feature": "sum", "customer": customer, "granularity": "day", **period}
+    _sources_that_agree(reader, asked, events, told="none yet")
+    for sign, client in ((-1, "client_id"), (1, "'nobody'")):
+        fresh.command(
+            f"INSERT INTO corrections SELECT * REPLACE ({client} AS client_id), {sign}, 'amend', epoch, partition,"
+            " offset, line, 'test', append_time FROM (SELECT * FROM events WHERE client_id = 'anna')"
+        )
+    moved = [replace(event, client_id="nobody") if event.client_id == "anna" else event for event in events]
+    _sources_that_agree(reader, asked, moved, told="moved")
 
 
 def test_the_largest_come_first(fresh: Store) -> None:

@@ -1,7 +1,8 @@
 """The text of usage statements, whole: what changes here changes what every answer is read from."""
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -9,7 +10,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from consumers.usage import UsageError, UsageQuery
-from consumers.usage_sql import QUARTERS, SHAPES, build, make_plan
+from consumers.usage_plan import QUARTERS, SHAPES, make_plan
+from consumers.usage_sql import build
 from consumers.windows import Period
 
 # ruff: noqa: E501 - statements stand as they are sent
@@ -378,6 +380,40 @@ def test_one_customers_local_days_come_from_quarters_where_facts_have_them() -> 
     for other in ({"source": "facts"}, {"event_name": "used", "feature": None}, {"where": {"model": "a"}}):
         assert not make_plan(replace(berlin, **other), "sums", projections=[QUARTERS]).quarters
     assert not make_plan(_month("Europe/Berlin", group_by=("customer",)), "sums", projections=[QUARTERS]).quarters
+
+
+def test_sums_by_sets_of_features_are_put_together_exactly() -> None:
+    """To the last of 76 digits, by window and feature; what was not asked for is left out."""
+    made = build(
+        replace(_month("Europe/Berlin", customer="anna", granularity="day"), feature=None),
+        "sums",
+        ["calls", "tokens"],
+        projections=[QUARTERS],
+        corrected=False,
+    )
+    assert made.columns == ("window", "feature", "events", "total")
+    day, after, large = date(2026, 10, 1), date(2026, 10, 2), Decimal("9" * 60 + "." + "9" * 9)
+    answered = [
+        (after, ["tokens"], 1, [Decimal(5)]),
+        (day, ["calls", "tokens"], 2, [Decimal(2), large]),
+        (day, ["seats", "tokens"], 3, [Decimal(7), Decimal("1e-9")]),
+    ]
+    assert made.rows(answered) == [
+        (day, "calls", 2, Decimal(2)),
+        (day, "tokens", 5, Decimal("1" + "0" * 60)),
+        (after, "tokens", 1, Decimal(5)),
+    ]
+
+
+def test_rows_of_other_statements_are_as_the_store_gives_them() -> None:
+    """Sets of features are asked for only where their rows cannot be too many and nothing else is added."""
+    berlin = _month("Europe/Berlin", customer="anna", granularity="day")
+    assert build(berlin, "sums", ["tokens"], projections=[QUARTERS], corrected=False).sets
+    odd = replace(berlin, start=berlin.start + timedelta(minutes=7))
+    for query, corrected in ((berlin, True), (odd, False), (replace(berlin, group_by=("entity",)), False)):
+        made = build(query, "sums", ["tokens"], projections=[QUARTERS], corrected=corrected)
+        assert not made.sets
+        assert made.rows([("a", 1)]) == [("a", 1)]
 
 
 def _plan_of(query: UsageQuery) -> tuple[tuple[Period, ...], tuple[Period, ...]]:
