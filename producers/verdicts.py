@@ -11,13 +11,13 @@ from itertools import islice
 from typing import Final, Literal
 
 import msgspec
-from litestar import Response
 
 from pipeline.api_keys import Principal
 from pipeline.event import Event, EventError, FieldError, decode_event
 from producers.idempotency import named_by
+from producers.incoming import Answer
 from producers.intake import Delivery, Intake
-from producers.problems import Problem, bad_fields, problem_response, unavailable
+from producers.problems import Problem, bad_fields, problem_answer, unavailable
 
 _TURN_EVENTS: Final = 1_000  # decoded in one turn of the event loop: some 10 ms, then others may go on
 
@@ -117,7 +117,7 @@ def raise_unless_all(verdicts: Verdicts) -> None:
         raise Problem(422, "bad_fields", detail, errors=faults, members=members)
 
 
-def verdicts_response(verdicts: Verdicts) -> Response[bytes]:
+def verdicts_answer(verdicts: Verdicts) -> Answer:
     """The answer for a list of events."""
     received, rejected = verdicts.count("received"), verdicts.count("rejected")
     members = {"accepted": received, "rejected": rejected, "events": verdicts.events}
@@ -125,11 +125,11 @@ def verdicts_response(verdicts: Verdicts) -> Response[bytes]:
         detail = (
             f"{received} of {len(verdicts.events)} events are in the log; send the unconfirmed ones again as listed"
         )
-        return problem_response(unavailable(detail, verdicts.retry_after_s, members))
+        return problem_answer(unavailable(detail, verdicts.retry_after_s, members))
     if not received:
         detail = f"none of the {rejected} events can be counted; see `events` for each one's faults"
-        return problem_response(Problem(400, "none_accepted", detail, errors=_first_faults(verdicts), members=members))
-    return Response(msgspec.json.encode(members), status_code=200, media_type="application/json")
+        return problem_answer(Problem(400, "none_accepted", detail, errors=_first_faults(verdicts), members=members))
+    return Answer(msgspec.json.encode(members))
 
 
 def _of_delivery(indexes: list[int], delivery: Delivery) -> dict[int, Verdict]:
