@@ -1,17 +1,20 @@
 """Group commit: lines that come at the same time go to the log as one record, whichever requests they came with.
 
-Rules: what shares partition and headers shares a record, up to its largest size. While nothing of a partition is on its
-way, a record leaves at the end of the event loop's turn; otherwise lines gather until what is on its way is
-acknowledged, `HOLD_S` at most: the client would hold a second record back just so, and each record costs the process
-and the worker the same with one line as with fifty. Records leave a partition in the order of their first lines. A
-record's fate is the fate of all lines in it; nobody who waits for one is told before the log has answered.
+Rules: what shares partition and kind shares a record, up to its largest size. While nothing is on its way, records
+leave at the end of the event loop's turn; otherwise lines gather until what is on its way is acknowledged, `HOLD_S` at
+most: the client would hold further records back just so, since it has one request to a broker under way at a time, and
+a record costs the process and the worker the same with one line as with fifty. Records leave in the order of their
+first lines. A record's fate is the fate of all lines in it; nobody who waits for one is told before the log has
+answered.
 """
 
 import asyncio
 from collections.abc import Callable, Collection, Hashable, Sequence
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from pipeline.ports import Header, LogUnavailable, LogWriter
+
+Kind = TypeVar("Kind", bound=Hashable)
 
 HOLD_S: Final = 0.01  # beside the seconds after which a write is given up, nothing
 
@@ -31,29 +34,37 @@ class Gathered:
         self.waiting: list[_Waiter] = []
 
 
-class GroupCommit:
-    """The records of one topic that are not acknowledged yet. For callers of one event loop."""
+class GroupCommit(Generic[Kind]):
+    """The records of one topic that are not acknowledged yet. For callers of one event loop. `headers`: those of a kind
+    of lines; no record has two kinds."""
 
-    def __init__(self, log: LogWriter, *, topic: str, record_bytes_max: int, hold_s: float = HOLD_S) -> None:
+    def __init__(
+        self,
+        log: LogWriter,
+        headers: Callable[[Kind], Sequence[Header]],
+        *,
+        topic: str,
+        record_bytes_max: int,
+        hold_s: float = HOLD_S,
+    ) -> None:
         self._log = log
+        self._headers = headers
         self._topic = topic
         self._record_bytes_max = record_bytes_max
         self._hold_s = hold_s
-        self._lanes: dict[int, _Lane] = {}
-        self._writes: set[asyncio.Task[None]] = set()
+        self._open: dict[tuple[int, Kind], Gathered] = {}  # held, and taking lines
+        self._held: list[Gathered] = []
+        self._due: asyncio.Handle | None = None  # when those leave; None while there are none
+        self._on_the_way: set[asyncio.Task[None]] = set()
 
-    def add(
-        self, partition: int, key: Hashable, line: bytes, headers: Callable[[], Sequence[Header]]
-    ) -> tuple[Gathered, int]:
-        """Puts a line into a record; which one, and its number there. `key` stands for what `headers` gives."""
-        lane = self._lanes.get(partition)
-        if lane is None:
-            lane = self._lanes[partition] = _Lane()
-        record = lane.open.get(key)
+    def add(self, partition: int, kind: Kind, line: bytes) -> tuple[Gathered, int]:
+        """Puts a line into a record of its kind; which one, and its number there."""
+        key = (partition, kind)
+        record = self._open.get(key)
         size = len(line) + 1
         if record is None or record.size + size > self._record_bytes_max:
-            record = lane.open[key] = Gathered(partition, headers())
-            self._hold(lane, record)
+            record = self._open[key] = Gathered(partition, self._headers(kind))
+            self._hold(record)
         number = len(record.lines)
         record.lines.append(line)
         record.size += size
@@ -67,26 +78,25 @@ class GroupCommit:
             record.waiting.append(waiter)
         await waiter.future
 
-    def _hold(self, lane: "_Lane", record: Gathered) -> None:
-        lane.held.append(record)
-        if lane.due is None:
+    def _hold(self, record: Gathered) -> None:
+        self._held.append(record)
+        if self._due is None:
             loop = asyncio.get_running_loop()
-            if lane.on_the_way:
-                lane.due = loop.call_later(self._hold_s, self._leave, lane)
+            if self._on_the_way:
+                self._due = loop.call_later(self._hold_s, self._leave)
             else:
-                lane.due = loop.call_soon(self._leave, lane)
+                self._due = loop.call_soon(self._leave)
 
-    def _leave(self, lane: "_Lane") -> None:
-        lane.due = None
-        leaving, lane.held = lane.held, []
-        lane.open.clear()
-        lane.on_the_way += len(leaving)
+    def _leave(self) -> None:
+        self._due = None
+        leaving, self._held = self._held, []
+        self._open.clear()
         for record in leaving:
-            task = asyncio.create_task(self._write(lane, record), name="record")
-            self._writes.add(task)
-            task.add_done_callback(self._writes.discard)
+            task = asyncio.create_task(self._write(record), name="record")
+            self._on_the_way.add(task)
+            task.add_done_callback(self._arrived)
 
-    async def _write(self, lane: "_Lane", record: Gathered) -> None:
+    async def _write(self, record: Gathered) -> None:
         value = b"\n".join(record.lines)
         try:
             record.offset = await self._log.write(
@@ -100,22 +110,12 @@ class GroupCommit:
         finally:
             for waiter in record.waiting:
                 waiter.one_less()
-        lane.on_the_way -= 1
-        if lane.due is not None and not lane.on_the_way:
-            lane.due.cancel()
-            self._leave(lane)
 
-
-class _Lane:
-    """One partition: `held` are its records that wait, `open` those of them that take lines."""
-
-    __slots__ = ("due", "held", "on_the_way", "open")
-
-    def __init__(self) -> None:
-        self.open: dict[Hashable, Gathered] = {}
-        self.held: list[Gathered] = []
-        self.on_the_way = 0
-        self.due: asyncio.Handle | None = None
+    def _arrived(self, task: "asyncio.Task[None]") -> None:
+        self._on_the_way.discard(task)
+        if self._due is not None and not self._on_the_way and not task.cancelled():
+            self._due.cancel()
+            self._leave()
 
 
 class _Waiter:

@@ -7,7 +7,6 @@ filled in with others.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import msgspec
 
@@ -16,6 +15,8 @@ from pipeline.event import Event, encode_event, id_hash, partition_of
 from pipeline.ports import Header, LogUnavailable, LogWriter
 from pipeline.transaction_id import new_transaction_id
 from producers.group_commit import Gathered, GroupCommit
+
+_Kind = tuple[str, int, bool]  # account, catalog version, whether the door filled in the timestamps
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -39,7 +40,7 @@ class Publisher:
         record_bytes_max: int = RECORD_BYTES_MAX,
         new_id: Callable[[], str] = new_transaction_id,
     ) -> None:
-        self._records = GroupCommit(log, topic=topic, record_bytes_max=record_bytes_max)
+        self._records = GroupCommit(log, _headers, topic=topic, record_bytes_max=record_bytes_max)
         self._partitions = partitions
         self._new_id = new_id
 
@@ -71,8 +72,7 @@ class Publisher:
                     event = msgspec.structs.replace(event, transaction_id=identity)  # noqa: PLW2901
                 line = encode_event(event)  # noqa: PLW2901
             partition = partition_of(id_hash(account, identity), self._partitions)
-            kind = (account, catalog_version, mark)
-            places.append(self._records.add(partition, kind, line, partial(_headers, *kind)))
+            places.append(self._records.add(partition, (account, catalog_version, mark), line))
         records = {record for record, _ in places}
         await self._records.settled(records)
         errors = [record.error for record in records if record.error is not None]
@@ -87,6 +87,7 @@ class Publisher:
         ]
 
 
-def _headers(account: str, catalog_version: int, defaulted: bool) -> list[Header]:
+def _headers(kind: _Kind) -> list[Header]:
+    account, catalog_version, defaulted = kind
     headers = [("account", account.encode()), ("catalog", str(catalog_version).encode())]
     return [*headers, ("defaulted", b"timestamp")] if defaulted else headers
