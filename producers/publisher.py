@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from pipeline.adapters.kafka import RECORD_BYTES_MAX
-from pipeline.event import Event, encode_event, id_hash, partition_of
+from pipeline.event import Event, encode_event, id_hashes, partition_of
 from pipeline.ports import Header, LogUnavailable, LogWriter
 from pipeline.transaction_id import new_transaction_id
 from producers.group_commit import Gathered, GroupCommit
@@ -65,14 +65,15 @@ class Publisher:
         ids = [event.transaction_id or self._new_id() for event in events]
         marks = [defaulted] * len(events) if isinstance(defaulted, bool) else defaulted
         own_lines = as_sent if as_sent is not None else [None] * len(events)
+        hashed, add = id_hashes(account), self._records.add
         places: list[tuple[Gathered, int]] = []
         for event, identity, line, mark in zip(events, ids, own_lines, marks, strict=True):
             if line is None:
                 if event.transaction_id is None:
                     event = msgspec.structs.replace(event, transaction_id=identity)  # noqa: PLW2901
                 line = encode_event(event)  # noqa: PLW2901
-            partition = partition_of(id_hash(account, identity), self._partitions)
-            places.append(self._records.add(partition, (account, catalog_version, mark), line))
+            partition = partition_of(hashed(identity), self._partitions)
+            places.append(add(partition, (account, catalog_version, mark), line))
         records = {record for record, _ in places}
         await self._records.settled(records)
         errors = [record.error for record in records if record.error is not None]

@@ -8,6 +8,7 @@ is unconfirmed, 400 when all were rejected, 503 with the whole list when any is 
 import asyncio
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from operator import attrgetter
 from typing import Final, Literal
 
 import msgspec
@@ -59,42 +60,44 @@ async def receive_lines(
 
     `key`: the Idempotency-Key of a request with one line.
     """
-    arrival_us = intake.clock_us()
-    events: dict[int, Event] = {}
+    arrival_us, ahead_max_us = intake.clock_us(), intake.ahead_max_us
+    events: list[Event] = []
+    indexes: list[int] = []  # of those in the request
     as_sent: list[bytes | None] = []
-    verdicts: dict[int, Verdict] = {}
+    refused: dict[int, Verdict] = {}
     for index, line in enumerate(lines):
         if index % _TURN_EVENTS == _TURN_EVENTS - 1:
             await asyncio.sleep(0)
         try:
-            event = decode_event(line, arrival_us=arrival_us, ahead_max_us=intake.ahead_max_us)
+            event = decode_event(line, arrival_us=arrival_us, ahead_max_us=ahead_max_us)
         except EventError as error:
-            verdicts[index] = Verdict(index, "rejected", errors=error.errors)
+            refused[index] = Verdict(index, "rejected", errors=error.errors)
             continue
         # what says all, and on one line, goes to the worker as it came: that spares writing it anew
-        as_sent.append(line if event.transaction_id is not None and b"\n" not in line else None)
-        named = event if key is None else named_by(event, key)
-        if isinstance(named, FieldError):
-            as_sent.pop()
-            verdicts[index] = Verdict(index, "rejected", errors=(named,))
-            continue
-        events[index] = named
-    delivery = await intake.receive(sender, list(events.values()), as_sent=as_sent)
-    verdicts.update(_of_delivery(list(events), delivery))
-    return Verdicts([verdicts[index] for index in range(len(lines))], delivery.retry_after_s)
+        own_line = line if event.transaction_id is not None and b"\n" not in line else None
+        if key is not None:
+            named = named_by(event, key)
+            if isinstance(named, FieldError):
+                refused[index] = Verdict(index, "rejected", errors=(named,))
+                continue
+            event = named
+        events.append(event)
+        indexes.append(index)
+        as_sent.append(own_line)
+    delivery = await intake.receive(sender, events, as_sent=as_sent)
+    return Verdicts(_in_order(refused, _of_delivery(indexes, delivery)), delivery.retry_after_s)
 
 
 async def receive_stated(intake: Intake, sender: Principal, items: Mapping[int, Stated | Refused]) -> Verdicts:
     """Publish the events among the items, tell what became of each item; its key is its index in the request."""
     stated = {index: item for index, item in items.items() if isinstance(item, Stated)}
-    verdicts = {
+    refused = {
         index: Verdict(index, "rejected", errors=item) for index, item in items.items() if not isinstance(item, Stated)
     }
     delivery = await intake.receive(
         sender, [item.event for item in stated.values()], defaulted=[item.defaulted for item in stated.values()]
     )
-    verdicts.update(_of_delivery(list(stated), delivery))
-    return Verdicts([verdicts[index] for index in items], delivery.retry_after_s)
+    return Verdicts(_in_order(refused, _of_delivery(list(stated), delivery)), delivery.retry_after_s)
 
 
 def raise_unless_all(verdicts: Verdicts) -> None:
@@ -132,13 +135,18 @@ def verdicts_answer(verdicts: Verdicts) -> Answer:
     return Answer(msgspec.json.encode(members))
 
 
-def _of_delivery(indexes: list[int], delivery: Delivery) -> dict[int, Verdict]:
-    return {
-        index: Verdict(index, "received", receipt.transaction_id)
+def _of_delivery(indexes: list[int], delivery: Delivery) -> list[Verdict]:
+    return [
+        Verdict(index, "received", receipt.transaction_id)
         if receipt.error is None
         else Verdict(index, "unconfirmed", receipt.transaction_id, (FieldError("", "unavailable", receipt.error),))
         for index, receipt in zip(indexes, delivery.receipts, strict=True)
-    }
+    ]
+
+
+def _in_order(refused: Mapping[int, Verdict], others: list[Verdict]) -> list[Verdict]:
+    """All of them, in the order of the request."""
+    return sorted([*refused.values(), *others], key=attrgetter("index")) if refused else others
 
 
 def _first_faults(verdicts: Verdicts) -> list[FieldError]:
