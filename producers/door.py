@@ -2,8 +2,8 @@
 
 Rules: a door is declared once. Its route in the framework (`Door.route`) describes it, and answers where an address
 is spelled in another way (a slash at the end) or asked with another method; a POST to one of its addresses goes past
-the framework (`Api`), whose layers took most of the time. Both ways have the same bounds of
-bodies, the same look at the key, the same function and the same refusals, so that nobody can tell them apart.
+the framework (`Api`), whose layers took most of the time. Both ways have the same bounds of bodies, the same look at
+the key, the same function and the same refusals, so that nobody can tell them apart.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
