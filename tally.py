@@ -68,6 +68,7 @@ from pipeline.connecting import until_connected
 from pipeline.event import EventError, format_timestamp
 from pipeline.key_uses import KeyUses
 from pipeline.logs import configure_logs
+from pipeline.memory import look_for_garbage_rarely
 from pipeline.metrics import AuditMetrics
 from pipeline.migrate import MigrationError, migrate, pending
 from pipeline.offsets import STOPPED, Offsets, OffsetsRefused, render_offsets
@@ -457,6 +458,7 @@ def make_api() -> "Litestar":
         await until_connected(writer.start, LogUnavailable)
         await until_connected(client.start, CatalogUnavailable)
         noting = asyncio.create_task(uses.run(), name="key uses")
+        look_for_garbage_rarely()
         yield
         tails.stop()
         noting.cancel()

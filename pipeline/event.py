@@ -5,7 +5,7 @@ Rules: values in, values out; nothing here reads a clock, a file or the environm
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Context, Decimal
 from json import JSONDecodeError, JSONDecoder
@@ -131,7 +131,7 @@ def decode_event(line: bytes, *, arrival_us: int, ahead_max_us: int, timestamp_d
         value = _raw_value(bytes(wire.value)) if wire.value else ONE
         data = bytes(wire.data) if wire.data else b""
         document = _decode_document(data) if data else None
-        if b"\\" in line or line.count(b":") != _colons(wire, document):
+        if b"\\" in line or line.count(b":") != _colons(wire, data, document):
             raise _Doubtful  # noqa: TRY301
     except (_Doubtful, msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError):
         return _decode_slowly(line, arrival_us, ahead_max_us, timestamp_default_us)
@@ -291,8 +291,19 @@ def closed(total: int, count: int, tag: int) -> int:
 
 def id_hash(account: str, transaction_id: str) -> int:
     """128-bit name of an id within its account; length-prefixed, so that no two pairs share their bytes."""
-    a, t = account.encode(), transaction_id.encode()
-    return xxh3_128_intdigest(_length(len(a)) + a + _length(len(t)) + t)
+    return id_hashes(account)(transaction_id)
+
+
+def id_hashes(account: str) -> Callable[[str], int]:
+    """`id_hash` for many ids of one account."""
+    encoded = account.encode()
+    prefix = _length(len(encoded)) + encoded
+
+    def of(transaction_id: str) -> int:
+        t = transaction_id.encode()
+        return xxh3_128_intdigest(prefix + _length(len(t)) + t)
+
+    return of
 
 
 def derived_id_hash(epoch: int, topic: str, partition: int, offset: int, line: int) -> int:
@@ -464,7 +475,7 @@ def _decode_document(data: bytes) -> dict[str, Any] | None:
     return _decode_document_fast(data)
 
 
-def _colons(wire: _Wire, document: dict[str, Any] | None) -> int:
+def _colons(wire: _Wire, data: bytes, document: dict[str, Any] | None) -> int:
     """How many colons the line has when no key comes twice: fewer keys came out than went in otherwise."""
     count = 1 + wire.client_id.count(":")
     for text in (wire.timestamp, wire.transaction_id, wire.event_name, wire.feature_id, wire.entity_id):
@@ -473,7 +484,10 @@ def _colons(wire: _Wire, document: dict[str, Any] | None) -> int:
     if wire.value:
         count += 1
     if document is not None:
-        count += 1 + (len(document) if not document else _encode_canonical(document).count(b":"))
+        inside = data.count(b":")
+        if inside != len(document):  # some are in texts, or of objects inside
+            inside = _encode_canonical(document).count(b":")
+        count += 1 + inside
     return count
 
 

@@ -18,18 +18,19 @@ from litestar.types import ControllerRouterHandler
 from pipeline.api_keys import Principal
 from pipeline.ports import CatalogUnavailable, LogUnavailable
 from producers.auth import OPENAPI_PATH, PUBLIC, Authentication
-from producers.autumn import autumn_router, autumn_usage_handlers
+from producers.autumn import autumn_doors, autumn_router, autumn_usage_handlers
 from producers.autumn_customers import autumn_customers_router
 from producers.body import BODY_BYTES_MAX
 from producers.body_limits import BodyLimits
-from producers.bulk import bulk_router
+from producers.bulk import bulk_door
 from producers.description import DescribedJson
+from producers.door import Api
 from producers.intake import Intake
-from producers.kable import kable_router
+from producers.kable import kable_door
 from producers.kana import kana_router
 from producers.pages import pages_router
 from producers.problems import EXCEPTION_HANDLERS, problem_response, unavailable
-from producers.segment import segment_router
+from producers.segment import segment_doors
 
 Check = Callable[[], Awaitable[object]]
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
@@ -57,26 +58,25 @@ def build_app(
     *,
     version: str = "0",
     lifespan: Sequence[Lifespan] = (),
-) -> Litestar:
+) -> Api:
     """The application. `extra_routers` find `request.state.principal` and bring their own guards.
 
     `lifespan` starts and stops what the services stand on, in the process and event loop that serves.
     """
     intake = services.intake
-    return Litestar(
+    return Api(
+        [kable_door(intake), *autumn_doors(intake), *segment_doors(intake), bulk_door(intake)],
+        BodyLimits(),
+        Authentication(intake.catalog, services.key_used),
         route_handlers=[
-            kable_router(intake),
             autumn_router(intake),
             autumn_customers_router(intake),
             kana_router(intake),
-            segment_router(intake),
             pages_router(),
-            bulk_router(intake),
             _health_router(services.checks),
             *extra_routers,
             *autumn_usage_handlers(),
         ],
-        middleware=[BodyLimits(), Authentication(intake.catalog, services.key_used)],
         exception_handlers=EXCEPTION_HANDLERS,
         openapi_config=_openapi(version),
         request_max_body_size=BODY_BYTES_MAX,

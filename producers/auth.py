@@ -10,7 +10,7 @@ Routes are closed unless they carry `opt={"public": True}`; a router of another 
 
 import hmac
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 from litestar.connection import ASGIConnection
@@ -22,6 +22,7 @@ from litestar.types import ASGIApp, Guard, Receive, Scope, Send
 
 from pipeline.api_keys import Principal
 from pipeline.event import FieldError
+from producers.incoming import Incoming
 from producers.intake import CatalogReader
 from producers.problems import Problem
 
@@ -47,18 +48,20 @@ class Authentication(ASGIMiddleware):
         if scope["path"] == OPENAPI_PATH:
             await next_app(scope, receive, send)
             return
-        headers = Headers.from_scope(scope)
-        secret = _secret(headers)
-        principal = await self._catalog.principal(secret)
+        scope["state"]["principal"] = await self.principal(Headers.from_scope(scope))
+        await next_app(scope, receive, send)
+
+    async def principal(self, headers: Mapping[str, str]) -> Principal:
+        """Who sends these headers, their names in small letters. Raises Problem 401, and CatalogUnavailable."""
+        principal = await self._catalog.principal(_secret(headers))
         if principal is None:
             raise unauthenticated("the API key is unknown or revoked; make another with POST /v1/catalog/keys")
         client_id = headers.get("kable-client-id")
         if client_id is not None and client_id not in (principal.account, principal.name):
             raise unauthenticated("Kable-Client-Id names another account than the key belongs to", "Kable-Client-Id")
-        scope["state"]["principal"] = principal
         if self._used is not None:
             self._used(principal)
-        await next_app(scope, receive, send)
+        return principal
 
 
 def needs(*scopes: Literal["ingest", "read", "admin"]) -> Guard:
@@ -83,8 +86,8 @@ def require_scope(principal: Principal, *scopes: str) -> None:
         )
 
 
-def principal_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Principal:
-    """The principal that the middleware has found."""
+def principal_of(connection: ASGIConnection[Any, Any, Any, Any] | Incoming) -> Principal:
+    """The principal that was found for a request."""
     principal: Principal = connection.scope["state"]["principal"]
     return principal
 
@@ -105,7 +108,7 @@ def unauthenticated(detail: str, header: str = "Authorization") -> Problem:
     )
 
 
-def _secret(headers: Headers) -> str:
+def _secret(headers: Mapping[str, str]) -> str:
     given = [
         key for key in (_authorization(headers), headers.get("x-api-key"), headers.get("kable-client-secret")) if key
     ]
@@ -118,7 +121,7 @@ def _secret(headers: Headers) -> str:
     return given[0]
 
 
-def _authorization(headers: Headers) -> str | None:
+def _authorization(headers: Mapping[str, str]) -> str | None:
     given = (headers.get("authorization") or "").strip()
     scheme, _, rest = given.partition(" ")
     if not rest:

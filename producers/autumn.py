@@ -16,56 +16,41 @@ from typing import Any, Final
 
 import msgspec
 from litestar import Response, Router, post
-from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
-from litestar.types import ExceptionHandlersMap
 
 from pipeline.api_keys import Principal
 from pipeline.catalog_input import AlreadyExists, CatalogError, customer_from
 from pipeline.event import Event, FieldError
 from producers.auth import needs, principal_of, require_scope
-from producers.autumn_event import checked, tracked
+from producers.autumn_event import checked, tracked, tracked_quickly
 from producers.body import BODY_BYTES_MAX, decode_object, read_body, split_list
 from producers.bounded import in_time
+from producers.door import Door
 from producers.idempotency import idempotency_key, named_by, part_key
+from producers.incoming import Answer, Incoming
 from producers.intake import Delivery, Intake
-from producers.problems import AnyRequest, Problem, bad_fields, handle_with_message, unavailable
+from producers.problems import ANSWERED_WITH_MESSAGE, AnyRequest, Problem, bad_fields, unavailable
 from producers.verdicts import Stated
 
-ANSWERED_AS_AUTUMN: Final[ExceptionHandlersMap] = {Exception: handle_with_message, HTTPException: handle_with_message}
 _BODY_BYTES_MAX: Final = 256 * 1024  # one event's data has at most 64 KiB
 _TURN_EVENTS: Final = 500  # decoded in one turn of the event loop
 _NEWER: Final = "/v1/balances."  # the clients of today want other fields in the answer
 
 
-def autumn_router(intake: Intake) -> Router:
-    """The routes of this door."""
+def autumn_doors(intake: Intake) -> list[Door]:
+    """The doors: one event, and many."""
 
-    @post(
-        ["/v1/events", "/v1/track", "/v1/balances.track"],
-        status_code=200,
-        summary="Record one usage event (Autumn)",
-        tags=["events"],
-        guards=[needs("ingest")],
-        request_max_body_size=_BODY_BYTES_MAX,
-    )
-    async def track(request: AnyRequest) -> Response[bytes]:
+    async def track(request: Incoming) -> Answer:
         """One use of a feature, or one event by its name; answers once the log has acknowledged."""
-        fields = decode_object(await read_body(request))
-        stated = _under_key(tracked(fields, intake), request)
-        transaction_id = await _record(intake, principal_of(request), stated, fields.get("customer_data"))
-        newer = request.url.path.startswith(_NEWER)
-        return _json(_recorded(stated.event, transaction_id, newer=newer))
+        body = await read_body(request)
+        stated, line, described = _tracked(body, intake)
+        named = _under_key(stated, request)
+        own = line if named is stated else None
+        transaction_id = await _record(intake, principal_of(request), named, described, own)
+        newer = request.scope["path"].startswith(_NEWER)
+        return _answer(_recorded(named.event, transaction_id, newer=newer))
 
-    @post(
-        "/v1/balances.batch_track",
-        status_code=202,
-        summary="Record many usage events (Autumn)",
-        tags=["events"],
-        guards=[needs("ingest")],
-        request_max_body_size=BODY_BYTES_MAX,
-    )
-    async def batch_track(request: AnyRequest) -> Response[bytes]:
+    async def batch_track(request: Incoming) -> Answer:
         """A list of uses, each as for one; all of them or, when one is wrong, none. 202, as the clients expect."""
         key = idempotency_key(request)
         body = (await read_body(request)).strip()
@@ -81,7 +66,29 @@ def autumn_router(intake: Intake) -> Router:
         )
         if delivery.retry_after_s is not None:
             raise _unconfirmed(delivery)
-        return _json({"success": True, "event_ids": [receipt.transaction_id for receipt in delivery.receipts]}, 202)
+        return _answer({"success": True, "event_ids": [receipt.transaction_id for receipt in delivery.receipts]}, 202)
+
+    return [
+        Door(
+            ["/v1/events", "/v1/track", "/v1/balances.track"],
+            track,
+            summary="Record one usage event (Autumn)",
+            body_bytes_max=_BODY_BYTES_MAX,
+            with_message=True,
+        ),
+        Door(
+            ["/v1/balances.batch_track"],
+            batch_track,
+            summary="Record many usage events (Autumn)",
+            body_bytes_max=BODY_BYTES_MAX,
+            status=202,
+            with_message=True,
+        ),
+    ]
+
+
+def autumn_router(intake: Intake) -> Router:
+    """The routes that check."""
 
     @post(
         ["/v1/check", "/v1/balances.check"],
@@ -100,9 +107,10 @@ def autumn_router(intake: Intake) -> Router:
         if fields.get("send_event"):
             require_scope(principal, "ingest")
             await _record(intake, principal, _under_key(stated, request), fields.get("customer_data"))
-        return _json(_allowed(stated.event, newer=request.url.path.startswith(_NEWER)))
+        newer = request.scope["path"].startswith(_NEWER)
+        return _answer(_allowed(stated.event, newer=newer)).response()
 
-    return Router(path="/", route_handlers=[track, batch_track, check], exception_handlers=ANSWERED_AS_AUTUMN)
+    return Router(path="/", route_handlers=[check], exception_handlers=ANSWERED_WITH_MESSAGE)
 
 
 def autumn_usage_handlers() -> list[HTTPRouteHandler]:
@@ -116,7 +124,7 @@ def autumn_usage_handlers() -> list[HTTPRouteHandler]:
         tags=["events"],
         guards=[needs("ingest")],
         request_max_body_size=_BODY_BYTES_MAX,
-        exception_handlers=ANSWERED_AS_AUTUMN,
+        exception_handlers=ANSWERED_WITH_MESSAGE,
     )
     async def set_usage(request: AnyRequest) -> Response[bytes]:
         """Refused by name: kept half it would be wrong."""
@@ -144,11 +152,23 @@ async def know_customer(intake: Intake, account: str, customer_id: str, describe
         await in_time(intake.catalog.port.ensure_customers(account, [customer_id]))
 
 
-def _under_key(stated: Stated, request: AnyRequest) -> Stated:
+def _tracked(body: bytes, intake: Intake) -> tuple[Stated, bytes | None, Mapping[str, Any] | None]:
+    """The event of a call to track, its line where it can go to the log as it is, and how the customer is described.
+    Raises Problem."""
+    plain = tracked_quickly(body, intake)
+    if plain is None:
+        fields = decode_object(body)
+        return tracked(fields, intake), None, fields.get("customer_data")
+    stated, line = plain
+    whole = stated.event.transaction_id is not None and not stated.defaulted and b"\n" not in line
+    return stated, line if whole else None, None
+
+
+def _under_key(stated: Stated, request: Incoming) -> Stated:
     named = named_by(stated.event, idempotency_key(request), "idempotency_key")
     if isinstance(named, FieldError):
         raise bad_fields([named])
-    return Stated(named, stated.defaulted)
+    return stated if named is stated.event else Stated(named, stated.defaulted)
 
 
 def _as_part(stated: Stated, key: str, index: int) -> Stated:
@@ -158,11 +178,17 @@ def _as_part(stated: Stated, key: str, index: int) -> Stated:
     return Stated(msgspec.structs.replace(stated.event, transaction_id=part_key(key, index)), stated.defaulted)
 
 
-async def _record(intake: Intake, principal: Principal, stated: Stated, customer_data: Mapping[str, Any] | None) -> str:
-    """The event's id once the log has it. Raises Problem."""
+async def _record(
+    intake: Intake,
+    principal: Principal,
+    stated: Stated,
+    customer_data: Mapping[str, Any] | None,
+    line: bytes | None = None,
+) -> str:
+    """The event's id once the log has it; `line` says the same where it is known. Raises Problem."""
     await _refuse_unknown(intake, principal.account, stated.event)
     await know_customer(intake, principal.account, stated.event.client_id, customer_data)
-    delivery = await intake.receive(principal, [stated.event], defaulted=stated.defaulted)
+    delivery = await intake.receive(principal, [stated.event], defaulted=stated.defaulted, as_sent=[line])
     receipt = delivery.receipts[0]
     if receipt.error is not None:
         told = "the event is not confirmed; send it again with this idempotency_key"
@@ -293,5 +319,5 @@ def _allowed(event: Event, *, newer: bool) -> dict[str, Any]:
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
-def _json(body: dict[str, Any], status_code: int = 200) -> Response[bytes]:
-    return Response(_encode(body), status_code=status_code, media_type="application/json")
+def _answer(body: dict[str, Any], status: int = 200) -> Answer:
+    return Answer(_encode(body), status)

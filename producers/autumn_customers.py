@@ -16,10 +16,10 @@ from litestar.params import FromPath
 from pipeline.catalog import TEST_SUFFIX, Customer, Feature
 from pipeline.event import ID_CHARS_MAX, FieldError
 from producers.auth import needs, principal_of
-from producers.autumn import ANSWERED_AS_AUTUMN, know_customer
+from producers.autumn import know_customer
 from producers.body import decode_object, read_body
 from producers.intake import Intake
-from producers.problems import AnyRequest, Problem, bad_fields
+from producers.problems import ANSWERED_WITH_MESSAGE, AnyRequest, Problem, bad_fields
 
 _BODY_BYTES_MAX: Final = 256 * 1024
 _INGEST: Final = [needs("ingest")]
@@ -86,7 +86,7 @@ def autumn_customers_router(intake: Intake) -> Router:
         route_handlers=[get_or_create, create, get_customer, customer, set_balances, list_features, get_feature],
         tags=["catalog"],
         request_max_body_size=_BODY_BYTES_MAX,
-        exception_handlers=ANSWERED_AS_AUTUMN,
+        exception_handlers=ANSWERED_WITH_MESSAGE,
     )
 
 

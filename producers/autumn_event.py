@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Final
 
-from pipeline.event import ONE, EventError, FieldError, make_event
+import msgspec
+
+from pipeline.event import ONE, EventError, FieldError, decode_event, make_event
 from producers.intake import Intake
 from producers.problems import Problem, bad_fields
 from producers.verdicts import Stated
@@ -42,11 +44,38 @@ _NOT_BUILT: Final = {
     "lock": "reserving a balance is not built yet",
     "product_id": "checking a product is not built yet; check a feature",
 }
+_NOT_GIVEN: Final = msgspec.Raw(b"")
 _OWN_NAMES: Final = {wire: own for own, wire in _TRACK_FIELDS.items()}
 _BOTH_NAMES: Final = (
     "give feature_id or event_name, not both; check that it is the right one, "
     "especially with a mix of snake_case and kebab-case"
 )
+
+
+def tracked_quickly(body: bytes, intake: Intake) -> tuple[Stated, bytes] | None:
+    """What `tracked` makes of a body, with the line of the event's own dialect that says the same; None for whatever is
+    not plain and right, which `tracked` then explains or takes. The fields are renamed without being looked at, and
+    the event's own decoder judges them."""
+    try:
+        wire = _decode_wire(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    line = _encode_line(_Line(*msgspec.structs.astuple(wire)))
+    if (
+        b"\\" in body
+        or body.count(b":") != line.count(b":")  # a key that comes twice comes out once
+        or (wire.feature_id is None) is (wire.event_name is None)
+        or bytes(wire.value).startswith(b'"')  # taken in the event's own dialect
+    ):
+        return None
+    arrival_us = intake.clock_us()
+    try:
+        event = decode_event(
+            line, arrival_us=arrival_us, ahead_max_us=intake.ahead_max_us, timestamp_default_us=arrival_us
+        )
+    except EventError:
+        return None
+    return Stated(event, wire.timestamp is None), line
 
 
 def tracked(fields: Mapping[str, Any], intake: Intake) -> Stated:
@@ -144,3 +173,33 @@ def _renamed(error: FieldError) -> FieldError:
     if error.code == "exclusive":
         return FieldError(own, error.code, _BOTH_NAMES)
     return FieldError(own, error.code, error.message.replace(error.field, own) if error.field else error.message)
+
+
+class _Wire(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A plain call to track, not checked."""
+
+    customer_id: str
+    timestamp: str | None = None
+    idempotency_key: str | None = None
+    event_name: str | None = None
+    feature_id: str | None = None
+    value: msgspec.Raw = _NOT_GIVEN
+    entity_id: str | None = None
+    properties: msgspec.Raw = _NOT_GIVEN
+
+
+class _Line(msgspec.Struct, rename="camel", omit_defaults=True, gc=False):
+    """The same fields under the event's own names, in the same order."""
+
+    client_id: str
+    timestamp: str | None = None
+    transaction_id: str | None = None
+    event_name: str | None = None
+    feature_id: str | None = None
+    value: msgspec.Raw = _NOT_GIVEN
+    entity_id: str | None = None
+    data: msgspec.Raw = _NOT_GIVEN
+
+
+_decode_wire = msgspec.json.Decoder(_Wire).decode
+_encode_line = msgspec.json.Encoder().encode

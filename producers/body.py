@@ -14,15 +14,15 @@ import msgspec
 
 from pipeline.event import FieldError
 from producers.compression import decompress
-from producers.problems import AnyRequest, Problem, bad_fields
+from producers.incoming import JSON, Incoming
+from producers.problems import Problem, bad_fields
 
 BODY_BYTES_MAX: Final = 10_000_000
 EVENTS_MAX: Final = 10_000
-JSON: Final = "application/json"
 _DEPTH_MAX: Final = 100  # an event's data may have 64 levels
 
 
-async def read_body(request: AnyRequest, *media_types: str, compressed: bool = False) -> bytes:
+async def read_body(request: Incoming, *media_types: str, compressed: bool = False) -> bytes:
     """The body, when it has one of the media types (default: JSON). Raises Problem 400, 413 or 415.
 
     `compressed`: the address takes gzip and zstd too, and the body is given as it was before.
@@ -39,7 +39,7 @@ async def read_body(request: AnyRequest, *media_types: str, compressed: bool = F
     return body
 
 
-def check_media_type(request: AnyRequest, *media_types: str) -> str:
+def check_media_type(request: Incoming, *media_types: str) -> str:
     """The request's media type. Raises Problem 415 when it is none of these, or not in UTF-8."""
     media_type, options = request.content_type
     charset = options.get("charset", "utf-8").strip('"').lower()

@@ -6,32 +6,24 @@ decompression; `Content-Encoding: gzip` or `zstd`. Blank lines of NDJSON are no 
 
 from typing import Final
 
-from litestar import Response, Router, post
-
 from pipeline.event import FieldError
-from producers.auth import needs, principal_of
-from producers.body import BODY_BYTES_MAX, EVENTS_MAX, JSON, check_media_type, read_body, split_list, too_many
+from producers.auth import principal_of
+from producers.body import BODY_BYTES_MAX, EVENTS_MAX, check_media_type, read_body, split_list, too_many
+from producers.door import Door
 from producers.idempotency import refuse_for_list
+from producers.incoming import JSON, Answer, Incoming
 from producers.intake import Intake
-from producers.problems import AnyRequest, bad_fields
-from producers.verdicts import receive_lines, verdicts_response
+from producers.problems import bad_fields
+from producers.verdicts import receive_lines, verdicts_answer
 
 NDJSON: Final = "application/x-ndjson"
 _MEDIA_TYPES: Final = (JSON, NDJSON, "application/ndjson", "application/jsonl")
 
 
-def bulk_router(intake: Intake) -> Router:
-    """The routes of this door."""
+def bulk_door(intake: Intake) -> Door:
+    """This door."""
 
-    @post(
-        "/v1/events/batch",
-        status_code=200,
-        summary="Record many usage events",
-        tags=["events"],
-        guards=[needs("ingest")],
-        request_max_body_size=BODY_BYTES_MAX,
-    )
-    async def create_batch(request: AnyRequest) -> Response[bytes]:
+    async def create_batch(request: Incoming) -> Answer:
         """A JSON array or NDJSON of usage events; answers once the log has acknowledged."""
         refuse_for_list(request)
         media_type = check_media_type(request, *_MEDIA_TYPES)
@@ -39,9 +31,9 @@ def bulk_router(intake: Intake) -> Router:
         if media_type == JSON and not body.startswith(b"["):
             raise bad_fields([FieldError("", "type", f"must be a JSON array; for one event a line send {NDJSON}")])
         lines = await split_list(body) if media_type == JSON else _split_lines(body)
-        return verdicts_response(await receive_lines(intake, principal_of(request), lines))
+        return verdicts_answer(await receive_lines(intake, principal_of(request), lines))
 
-    return Router(path="/", route_handlers=[create_batch])
+    return Door(["/v1/events/batch"], create_batch, summary="Record many usage events", body_bytes_max=BODY_BYTES_MAX)
 
 
 def _split_lines(body: bytes) -> list[bytes]:

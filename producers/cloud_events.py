@@ -15,14 +15,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import unquote
 
-from litestar import Response
-
 from pipeline.api_keys import Principal
 from pipeline.event import ID_CHARS_MAX, EventError, FieldError, make_event
 from producers.auth import principal_of
-from producers.body import JSON, decode_object, read_body, split_list
+from producers.body import decode_object, read_body, split_list
+from producers.incoming import JSON, Answer, Incoming
 from producers.intake import Intake
-from producers.problems import AnyRequest, Problem, bad_fields
+from producers.problems import Problem, bad_fields
 from producers.verdicts import Refused, Stated, raise_unless_all, receive_stated
 
 STRUCTURED: Final = "application/cloudevents+json"
@@ -36,7 +35,7 @@ _attribute_name = re.compile(r"[a-z0-9]+|data_base64").fullmatch
 _json_type = re.compile(r"[^/]+/(?:[^;]+\+)?json\s*(?:;.*)?", re.IGNORECASE | re.DOTALL).fullmatch
 
 
-def is_cloud_event(request: AnyRequest) -> bool:
+def is_cloud_event(request: Incoming) -> bool:
     """Whether the headers alone say so: the media type of the dialect, or the binary form."""
     return f"{_PREFIX}{_SPEC_VERSION}" in request.headers or request.content_type[0].lower() in (STRUCTURED, BATCH)
 
@@ -52,7 +51,7 @@ async def states_cloud_events(body: bytes) -> bool:
         return False  # the event's own dialect explains what is wrong
 
 
-async def receive_request(intake: Intake, request: AnyRequest) -> Response[bytes]:
+async def receive_request(intake: Intake, request: Incoming) -> Answer:
     """A request that `is_cloud_event`: 204 once everything is acknowledged. Raises Problem."""
     sender = principal_of(request)
     if request.content_type[0].lower() in (STRUCTURED, BATCH):
@@ -63,7 +62,7 @@ async def receive_request(intake: Intake, request: AnyRequest) -> Response[bytes
     return await _receive(intake, sender, [_stated(*await _binary(request), intake)])
 
 
-async def receive_body(intake: Intake, sender: Principal, body: bytes) -> Response[bytes]:
+async def receive_body(intake: Intake, sender: Principal, body: bytes) -> Answer:
     """One event in structured form, or a list of them. Raises Problem."""
     if not body.startswith(b"["):
         return await _receive(intake, sender, [_decoded(body, intake)])
@@ -80,9 +79,9 @@ def transaction_id_of(source: str, event_id: str) -> str:
     return f"{len(source)}:{source}{event_id}"
 
 
-async def _receive(intake: Intake, sender: Principal, items: list[Stated | Refused]) -> Response[bytes]:
+async def _receive(intake: Intake, sender: Principal, items: list[Stated | Refused]) -> Answer:
     raise_unless_all(await receive_stated(intake, sender, dict(enumerate(items))))
-    return Response(b"", status_code=204)
+    return Answer(b"", 204, None)
 
 
 def _decoded(body: bytes, intake: Intake) -> Stated | Refused:
@@ -107,7 +106,7 @@ def _decoded(body: bytes, intake: Intake) -> Stated | Refused:
     return _stated(attributes, data, intake, errors)
 
 
-async def _binary(request: AnyRequest) -> tuple[dict[str, Any], object]:
+async def _binary(request: Incoming) -> tuple[dict[str, Any], object]:
     """Attributes from the headers, percent-decoded, and data from the body. Raises Problem."""
     attributes: dict[str, Any] = {
         name.lower().removeprefix(_PREFIX): _header_text(name.lower(), value)

@@ -11,16 +11,18 @@ from typing import Final
 import msgspec
 
 from pipeline.event import ID_CHARS_MAX, Event, FieldError
-from producers.problems import AnyRequest, bad_fields
+from producers.incoming import Incoming
+from producers.problems import bad_fields
 
 HEADER: Final = "Idempotency-Key"
+_NAME: Final = HEADER.lower()
 _quoted = re.compile(r'"((?:[^"\\]|\\["\\])*)"').fullmatch
 _unescaped = re.compile(r"\\(.)").sub
 
 
-def idempotency_key(request: AnyRequest) -> str | None:
+def idempotency_key(request: Incoming) -> str | None:
     """The key, or None without the header. Raises Problem 422 for one that can be no id."""
-    given = request.headers.get(HEADER)
+    given = request.headers.get(_NAME)
     if given is None:
         return None
     quoted = _quoted(given.strip())
@@ -38,9 +40,9 @@ def part_key(key: str, index: int) -> str:
     return made
 
 
-def refuse_for_list(request: AnyRequest) -> None:
+def refuse_for_list(request: Incoming) -> None:
     """Raises Problem 422 when a list of events came with the header."""
-    if request.headers.get(HEADER) is not None:
+    if request.headers.get(_NAME) is not None:
         told = "names one event, and this is a list; give each event its own id instead"
         raise bad_fields([FieldError(HEADER, "exclusive", told)])
 

@@ -130,7 +130,7 @@ class Intake:
         if self._in_flight_events + len(events) > self._in_flight_events_max:
             raise Problem(429, "busy", "too many events are in flight; send them again", headers={"Retry-After": "1"})
         self._limits.take(sender, len(events))
-        named = [self._named(event) for event in events]
+        named = [event if event.transaction_id is not None else self._named(event) for event in events]
         self._in_flight_events += len(named)
         try:
             receipts = await self._publisher.publish(
@@ -144,8 +144,6 @@ class Intake:
         return Delivery(receipts, 5 if any(receipt.error for receipt in receipts) else None)
 
     def _named(self, event: Event) -> Event:
-        if event.transaction_id is not None:
-            return event
         return msgspec.structs.replace(event, transaction_id=self._new_id())
 
 

@@ -7,29 +7,22 @@ known features. CloudEvents share the address: see `producers.cloud_events`.
 """
 
 import msgspec
-from litestar import Response, Router, post
 
-from producers.auth import needs, principal_of
+from producers.auth import principal_of
 from producers.body import BODY_BYTES_MAX, read_body, split_list
 from producers.cloud_events import is_cloud_event, receive_body, receive_request, states_cloud_events
+from producers.door import Door
 from producers.idempotency import idempotency_key, refuse_for_list
+from producers.incoming import Answer, Incoming
 from producers.intake import Intake
-from producers.problems import AnyRequest, bad_fields
-from producers.verdicts import Verdict, receive_lines, verdicts_response
+from producers.problems import bad_fields
+from producers.verdicts import Verdict, receive_lines, verdicts_answer
 
 
-def kable_router(intake: Intake) -> Router:
-    """The routes of this door."""
+def kable_door(intake: Intake) -> Door:
+    """This door."""
 
-    @post(
-        ["/api/v1/events/create", "/api/v1/events"],
-        status_code=200,
-        summary="Record usage events (Kable, CloudEvents)",
-        tags=["events"],
-        guards=[needs("ingest")],
-        request_max_body_size=BODY_BYTES_MAX,
-    )
-    async def create_events(request: AnyRequest) -> Response[bytes]:
+    async def create_events(request: Incoming) -> Answer:
         """One usage event or a list of them, or CloudEvents; answers once the log has acknowledged."""
         if is_cloud_event(request):
             return await receive_request(intake, request)
@@ -39,17 +32,22 @@ def kable_router(intake: Intake) -> Router:
             return await receive_body(intake, sender, body)
         if body.startswith(b"["):
             refuse_for_list(request)
-            return verdicts_response(await receive_lines(intake, sender, await split_list(body)))
+            return verdicts_answer(await receive_lines(intake, sender, await split_list(body)))
         verdicts = await receive_lines(intake, sender, [body], key=idempotency_key(request))
         verdict = verdicts.events[0]
         if verdict.status == "rejected":
             raise bad_fields(verdict.errors)
-        return verdicts_response(verdicts) if verdict.status == "unconfirmed" else _received(verdict)
+        return verdicts_answer(verdicts) if verdict.status == "unconfirmed" else _received(verdict)
 
-    return Router(path="/", route_handlers=[create_events])
+    return Door(
+        ["/api/v1/events/create", "/api/v1/events"],
+        create_events,
+        summary="Record usage events (Kable, CloudEvents)",
+        body_bytes_max=BODY_BYTES_MAX,
+    )
 
 
-def _received(verdict: Verdict) -> Response[bytes]:
+def _received(verdict: Verdict) -> Answer:
     """One event's answer is a list's answer with the verdict on top as well."""
     body = {
         "status": verdict.status,
@@ -58,4 +56,4 @@ def _received(verdict: Verdict) -> Response[bytes]:
         "rejected": 0,
         "events": [verdict],
     }
-    return Response(msgspec.json.encode(body), status_code=200, media_type="application/json")
+    return Answer(msgspec.json.encode(body))

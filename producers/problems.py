@@ -18,6 +18,7 @@ from litestar.types import ExceptionHandlersMap
 from pipeline.catalog_input import AlreadyExists, CatalogError, NotFound
 from pipeline.event import EventError, FieldError
 from pipeline.ports import CatalogUnavailable, LogUnavailable
+from producers.incoming import Answer
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -101,6 +102,11 @@ def unavailable(detail: str, retry_after_s: int, members: Mapping[str, Any] | No
 
 
 def problem_response(problem: Problem) -> Response[bytes]:
+    """The HTTP answer for a problem, of a route of the framework."""
+    return problem_answer(problem).response()
+
+
+def problem_answer(problem: Problem) -> Answer:
     """The HTTP answer for a problem."""
     body = {
         "type": "about:blank",
@@ -111,29 +117,35 @@ def problem_response(problem: Problem) -> Response[bytes]:
         "errors": problem.errors,
         **problem.members,
     }
-    return Response(
-        msgspec.json.encode(body), status_code=problem.status, media_type=MEDIA_TYPE, headers=problem.headers
-    )
+    return Answer(msgspec.json.encode(body), problem.status, MEDIA_TYPE, problem.headers)
+
+
+def refusal(scope: Any, error: Exception, *, with_message: bool = False) -> Answer:
+    """What a request is answered whose door has raised; defects of ours are logged. `with_message`: for dialects
+    whose clients read `message` beside `code`."""
+    problem = problem_of(error)
+    if problem.status >= 500 and problem.code == "internal":
+        _log.error("request_failed", method=scope["method"], path=scope["path"], exc_info=error)
+    elif with_message:
+        problem.members.setdefault("message", problem.detail)
+    return problem_answer(problem)
 
 
 def handle(request: AnyRequest, error: Exception) -> Response[bytes]:
     """Litestar's exception handler for everything that a route raises."""
-    problem = problem_of(error)
-    if problem.status >= 500 and problem.code == "internal":
-        _log.error("request_failed", method=request.method, path=request.url.path, exc_info=error)
-    return problem_response(problem)
+    return refusal(request.scope, error).response()
 
 
 def handle_with_message(request: AnyRequest, error: Exception) -> Response[bytes]:
-    """The same for dialects whose clients read `message` beside `code`; defects go the common way, which logs them."""
-    problem = problem_of(error)
-    if problem.code == "internal":
-        return handle(request, error)
-    problem.members.setdefault("message", problem.detail)
-    return problem_response(problem)
+    """The same for dialects whose clients read `message`."""
+    return refusal(request.scope, error, with_message=True).response()
 
 
 EXCEPTION_HANDLERS: Final[ExceptionHandlersMap] = {Exception: handle, HTTPException: handle}
+ANSWERED_WITH_MESSAGE: Final[ExceptionHandlersMap] = {
+    Exception: handle_with_message,
+    HTTPException: handle_with_message,
+}
 
 _DETAILS: Final = {
     404: "there is no such address; see /openapi.json for those that there are",

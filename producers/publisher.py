@@ -1,20 +1,22 @@
 """The publisher: events of one account become records of the events topic, and an answer comes only after the
 broker's acknowledgement.
 
-Rules: an id always goes to the same partition; one record per partition and request, cut at the record's largest
-size; a record never mixes accounts, nor events whose timestamp the door filled in with others.
+Rules: an id always goes to the same partition; events of requests that come together share a record
+(`producers.group_commit`), cut at its largest size; a record never mixes accounts, nor events whose timestamp the door
+filled in with others.
 """
 
-import asyncio
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from pipeline.adapters.kafka import RECORD_BYTES_MAX
-from pipeline.event import Event, encode_event, id_hash, partition_of
+from pipeline.event import Event, encode_event, id_hashes, partition_of
 from pipeline.ports import Header, LogUnavailable, LogWriter
 from pipeline.transaction_id import new_transaction_id
+from producers.group_commit import Gathered, GroupCommit
+
+_Kind = tuple[str, int, bool]  # account, catalog version, whether the door filled in the timestamps
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -38,10 +40,8 @@ class Publisher:
         record_bytes_max: int = RECORD_BYTES_MAX,
         new_id: Callable[[], str] = new_transaction_id,
     ) -> None:
-        self._log = log
-        self._topic = topic
+        self._records = GroupCommit(log, _headers, topic=topic, record_bytes_max=record_bytes_max)
         self._partitions = partitions
-        self._record_bytes_max = record_bytes_max
         self._new_id = new_id
 
     async def publish(
@@ -60,51 +60,35 @@ class Publisher:
 
         Waits for acks=all, at most the log's time-out. Raises LogUnavailable when nothing at all was acknowledged.
         """
+        if not events:
+            return []
         ids = [event.transaction_id or self._new_id() for event in events]
-        lines: dict[tuple[int, bool], list[tuple[int, bytes]]] = defaultdict(list)
         marks = [defaulted] * len(events) if isinstance(defaulted, bool) else defaulted
         own_lines = as_sent if as_sent is not None else [None] * len(events)
-        for index, (event, identity, line, mark) in enumerate(zip(events, ids, own_lines, marks, strict=True)):
+        hashed, add = id_hashes(account), self._records.add
+        places: list[tuple[Gathered, int]] = []
+        for event, identity, line, mark in zip(events, ids, own_lines, marks, strict=True):
             if line is None:
                 if event.transaction_id is None:
                     event = msgspec.structs.replace(event, transaction_id=identity)  # noqa: PLW2901
                 line = encode_event(event)  # noqa: PLW2901
-            lines[partition_of(id_hash(account, identity), self._partitions), mark].append((index, line))
-        headers = [("account", account.encode()), ("catalog", str(catalog_version).encode())]
-        records = [
-            (partition, record, [*headers, ("defaulted", b"timestamp")] if mark else headers)
-            for (partition, mark), found in lines.items()
-            for record in _cut(found, self._record_bytes_max)
+            partition = partition_of(hashed(identity), self._partitions)
+            places.append(add(partition, (account, catalog_version, mark), line))
+        records = {record for record, _ in places}
+        await self._records.settled(records)
+        errors = [record.error for record in records if record.error is not None]
+        for error in errors:
+            if not isinstance(error, LogUnavailable) or len(errors) == len(records):
+                raise error
+        return [
+            Receipt(identity, None, (record.partition, record.offset, number))
+            if record.error is None
+            else Receipt(identity, str(record.error))
+            for identity, (record, number) in zip(ids, places, strict=True)
         ]
-        writes = [self._write(partition, [line for _, line in record], own) for partition, record, own in records]
-        outcomes = [await writes[0]] if len(writes) == 1 else await asyncio.gather(*writes)
-        receipts: dict[int, Receipt] = {}
-        for (partition, record, _), outcome in zip(records, outcomes, strict=True):
-            for number, (index, _) in enumerate(record):
-                if isinstance(outcome, LogUnavailable):
-                    receipts[index] = Receipt(ids[index], str(outcome))
-                else:
-                    receipts[index] = Receipt(ids[index], None, (partition, outcome, number))
-        failed = [outcome for outcome in outcomes if isinstance(outcome, LogUnavailable)]
-        if failed and len(failed) == len(outcomes):
-            raise failed[0]
-        return [receipts[index] for index in range(len(events))]
-
-    async def _write(self, partition: int, lines: list[bytes], headers: Sequence[Header]) -> int | LogUnavailable:
-        """The record's offset, or why it is not known."""
-        try:
-            return await self._log.write(self._topic, b"\n".join(lines), partition=partition, headers=headers)
-        except LogUnavailable as error:
-            return error
 
 
-def _cut(lines: list[tuple[int, bytes]], bytes_max: int) -> list[list[tuple[int, bytes]]]:
-    records: list[list[tuple[int, bytes]]] = [[]]
-    size = 0
-    for index, line in lines:
-        if records[-1] and size + len(line) + 1 > bytes_max:
-            records.append([])
-            size = 0
-        records[-1].append((index, line))
-        size += len(line) + 1
-    return records
+def _headers(kind: _Kind) -> list[Header]:
+    account, catalog_version, defaulted = kind
+    headers = [("account", account.encode()), ("catalog", str(catalog_version).encode())]
+    return [*headers, ("defaulted", b"timestamp")] if defaulted else headers

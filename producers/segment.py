@@ -9,21 +9,21 @@ answer is then 422 with a verdict for each, which the libraries hand to `on_erro
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
-from litestar import Response, Router, post
-from litestar.exceptions import HTTPException
 
 from pipeline.catalog import TEST_SUFFIX
 from pipeline.event import ONE, EventError, FieldError, make_event
-from producers.auth import needs, principal_of
+from producers.auth import principal_of
 from producers.body import BODY_BYTES_MAX, EVENTS_MAX, decode_object, read_body, too_many
+from producers.door import Door
 from producers.idempotency import idempotency_key, named_by, refuse_for_list
+from producers.incoming import Answer, Incoming
 from producers.intake import Intake
-from producers.problems import AnyRequest, bad_fields, handle_with_message
+from producers.problems import bad_fields
 from producers.verdicts import Refused, Stated, raise_unless_all, receive_stated
 
 NOT_METERED: Final = ("identify", "group", "page", "screen", "alias")
@@ -35,14 +35,14 @@ PATHS: Final = {
     "data": "properties",
 }
 _TURN_EVENTS: Final = 500  # looked at in one turn of the event loop
+_DONE: Final = Answer(b'{"success":true}')
 _DECODED_AT_ONCE_BYTES: Final = 128 * 1024  # what is larger is decoded beside the event loop
 
 
-def segment_router(intake: Intake) -> Router:
-    """The routes of this door."""
+def segment_doors(intake: Intake) -> list[Door]:
+    """The doors: one call, a batch, and the calls that are not metered."""
 
-    @post("/track", status_code=200, summary="Record one usage event (Segment)")
-    async def track(request: AnyRequest) -> Response[bytes]:
+    async def track(request: Incoming) -> Answer:
         """A `track` call; answers once the log has acknowledged."""
         message = await _body(request)
         item = _stated(message, _paths(intake, request), intake)
@@ -51,8 +51,7 @@ def segment_router(intake: Intake) -> Router:
             item = (named,) if isinstance(named, FieldError) else msgspec.structs.replace(item, event=named)
         return await _receive(intake, request, {0: item})
 
-    @post(["/batch", "/import"], status_code=200, summary="Record many usage events (Segment)")
-    async def batch(request: AnyRequest) -> Response[bytes]:
+    async def batch(request: Incoming) -> Answer:
         """Messages of any kind in `batch`; those that are no `track` call are not metered."""
         refuse_for_list(request)
         messages = (await _body(request)).get("batch")
@@ -70,43 +69,45 @@ def segment_router(intake: Intake) -> Router:
                 items[index] = item
         return await _receive(intake, request, items)
 
-    @post([f"/{call}" for call in NOT_METERED], status_code=200, summary="Accept a call that is not metered (Segment)")
-    async def accept(request: AnyRequest) -> Response[bytes]:
+    async def accept(request: Incoming) -> Answer:
         """Who a user is or what was looked at: nothing is recorded."""
         await _body(request)
-        return _done()
+        return _DONE
 
-    return Router(
-        path="/segment/v1",
-        route_handlers=[track, batch, accept],
-        tags=["events"],
-        guards=[needs("ingest")],
-        request_max_body_size=BODY_BYTES_MAX,
-        exception_handlers={Exception: handle_with_message, HTTPException: handle_with_message},
+    return [
+        _door(["/track"], track, "Record one usage event (Segment)"),
+        _door(["/batch", "/import"], batch, "Record many usage events (Segment)"),
+        _door([f"/{call}" for call in NOT_METERED], accept, "Accept a call that is not metered (Segment)"),
+    ]
+
+
+def _door(paths: Sequence[str], receive: Callable[[Incoming], Awaitable[Answer]], summary: str) -> Door:
+    return Door(
+        [f"/segment/v1{path}" for path in paths],
+        receive,
+        summary=summary,
+        body_bytes_max=BODY_BYTES_MAX,
+        with_message=True,
     )
 
 
-async def _body(request: AnyRequest) -> dict[str, Any]:
+async def _body(request: Incoming) -> dict[str, Any]:
     body = await read_body(request, compressed=True)
     if len(body) > _DECODED_AT_ONCE_BYTES:
         return await asyncio.to_thread(decode_object, body)
     return decode_object(body)
 
 
-def _paths(intake: Intake, request: AnyRequest) -> dict[str, str]:
+def _paths(intake: Intake, request: Incoming) -> dict[str, str]:
     """Where the account has the event's fields in a message."""
     account = intake.catalog.port.catalog.account(principal_of(request).account.removesuffix(TEST_SUFFIX))
     own = account.segment if account is not None else {}
     return {name: path for name, path in {**PATHS, **own}.items() if path}
 
 
-async def _receive(intake: Intake, request: AnyRequest, items: Mapping[int, Stated | Refused]) -> Response[bytes]:
+async def _receive(intake: Intake, request: Incoming, items: Mapping[int, Stated | Refused]) -> Answer:
     raise_unless_all(await receive_stated(intake, principal_of(request), items))
-    return _done()
-
-
-def _done() -> Response[bytes]:
-    return Response(b'{"success":true}', status_code=200, media_type="application/json")
+    return _DONE
 
 
 def _of_batch(message: object, paths: Mapping[str, str], intake: Intake) -> Stated | Refused | None:

@@ -8,16 +8,17 @@ is unconfirmed, 400 when all were rejected, 503 with the whole list when any is 
 import asyncio
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from operator import attrgetter
 from typing import Final, Literal
 
 import msgspec
-from litestar import Response
 
 from pipeline.api_keys import Principal
 from pipeline.event import Event, EventError, FieldError, decode_event
 from producers.idempotency import named_by
+from producers.incoming import Answer
 from producers.intake import Delivery, Intake
-from producers.problems import Problem, bad_fields, problem_response, unavailable
+from producers.problems import Problem, bad_fields, problem_answer, unavailable
 
 _TURN_EVENTS: Final = 1_000  # decoded in one turn of the event loop: some 10 ms, then others may go on
 
@@ -59,42 +60,44 @@ async def receive_lines(
 
     `key`: the Idempotency-Key of a request with one line.
     """
-    arrival_us = intake.clock_us()
-    events: dict[int, Event] = {}
+    arrival_us, ahead_max_us = intake.clock_us(), intake.ahead_max_us
+    events: list[Event] = []
+    indexes: list[int] = []  # of those in the request
     as_sent: list[bytes | None] = []
-    verdicts: dict[int, Verdict] = {}
+    refused: dict[int, Verdict] = {}
     for index, line in enumerate(lines):
         if index % _TURN_EVENTS == _TURN_EVENTS - 1:
             await asyncio.sleep(0)
         try:
-            event = decode_event(line, arrival_us=arrival_us, ahead_max_us=intake.ahead_max_us)
+            event = decode_event(line, arrival_us=arrival_us, ahead_max_us=ahead_max_us)
         except EventError as error:
-            verdicts[index] = Verdict(index, "rejected", errors=error.errors)
+            refused[index] = Verdict(index, "rejected", errors=error.errors)
             continue
         # what says all, and on one line, goes to the worker as it came: that spares writing it anew
-        as_sent.append(line if event.transaction_id is not None and b"\n" not in line else None)
-        named = event if key is None else named_by(event, key)
-        if isinstance(named, FieldError):
-            as_sent.pop()
-            verdicts[index] = Verdict(index, "rejected", errors=(named,))
-            continue
-        events[index] = named
-    delivery = await intake.receive(sender, list(events.values()), as_sent=as_sent)
-    verdicts.update(_of_delivery(list(events), delivery))
-    return Verdicts([verdicts[index] for index in range(len(lines))], delivery.retry_after_s)
+        own_line = line if event.transaction_id is not None and b"\n" not in line else None
+        if key is not None:
+            named = named_by(event, key)
+            if isinstance(named, FieldError):
+                refused[index] = Verdict(index, "rejected", errors=(named,))
+                continue
+            event = named
+        events.append(event)
+        indexes.append(index)
+        as_sent.append(own_line)
+    delivery = await intake.receive(sender, events, as_sent=as_sent)
+    return Verdicts(_in_order(refused, _of_delivery(indexes, delivery)), delivery.retry_after_s)
 
 
 async def receive_stated(intake: Intake, sender: Principal, items: Mapping[int, Stated | Refused]) -> Verdicts:
     """Publish the events among the items, tell what became of each item; its key is its index in the request."""
     stated = {index: item for index, item in items.items() if isinstance(item, Stated)}
-    verdicts = {
+    refused = {
         index: Verdict(index, "rejected", errors=item) for index, item in items.items() if not isinstance(item, Stated)
     }
     delivery = await intake.receive(
         sender, [item.event for item in stated.values()], defaulted=[item.defaulted for item in stated.values()]
     )
-    verdicts.update(_of_delivery(list(stated), delivery))
-    return Verdicts([verdicts[index] for index in items], delivery.retry_after_s)
+    return Verdicts(_in_order(refused, _of_delivery(list(stated), delivery)), delivery.retry_after_s)
 
 
 def raise_unless_all(verdicts: Verdicts) -> None:
@@ -117,7 +120,7 @@ def raise_unless_all(verdicts: Verdicts) -> None:
         raise Problem(422, "bad_fields", detail, errors=faults, members=members)
 
 
-def verdicts_response(verdicts: Verdicts) -> Response[bytes]:
+def verdicts_answer(verdicts: Verdicts) -> Answer:
     """The answer for a list of events."""
     received, rejected = verdicts.count("received"), verdicts.count("rejected")
     members = {"accepted": received, "rejected": rejected, "events": verdicts.events}
@@ -125,20 +128,25 @@ def verdicts_response(verdicts: Verdicts) -> Response[bytes]:
         detail = (
             f"{received} of {len(verdicts.events)} events are in the log; send the unconfirmed ones again as listed"
         )
-        return problem_response(unavailable(detail, verdicts.retry_after_s, members))
+        return problem_answer(unavailable(detail, verdicts.retry_after_s, members))
     if not received:
         detail = f"none of the {rejected} events can be counted; see `events` for each one's faults"
-        return problem_response(Problem(400, "none_accepted", detail, errors=_first_faults(verdicts), members=members))
-    return Response(msgspec.json.encode(members), status_code=200, media_type="application/json")
+        return problem_answer(Problem(400, "none_accepted", detail, errors=_first_faults(verdicts), members=members))
+    return Answer(msgspec.json.encode(members))
 
 
-def _of_delivery(indexes: list[int], delivery: Delivery) -> dict[int, Verdict]:
-    return {
-        index: Verdict(index, "received", receipt.transaction_id)
+def _of_delivery(indexes: list[int], delivery: Delivery) -> list[Verdict]:
+    return [
+        Verdict(index, "received", receipt.transaction_id)
         if receipt.error is None
         else Verdict(index, "unconfirmed", receipt.transaction_id, (FieldError("", "unavailable", receipt.error),))
         for index, receipt in zip(indexes, delivery.receipts, strict=True)
-    }
+    ]
+
+
+def _in_order(refused: Mapping[int, Verdict], others: list[Verdict]) -> list[Verdict]:
+    """All of them, in the order of the request."""
+    return sorted([*refused.values(), *others], key=attrgetter("index")) if refused else others
 
 
 def _first_faults(verdicts: Verdicts) -> list[FieldError]:
