@@ -37,6 +37,11 @@ class Sightings(Mapping[bytes, bytes]):
         keys = each(np.ascontiguousarray(entries[:, :KEY_BYTES]).tobytes(), KEY_BYTES)
         return zip(keys, each(np.ascontiguousarray(entries[:, KEY_BYTES:]).tobytes(), SIGHTING_BYTES), strict=True)
 
+    def keys_joined(self) -> bytes:
+        """The keys, one after the other."""
+        entries = np.frombuffer(self.packed, np.uint8).reshape(-1, _ENTRY_BYTES)
+        return np.ascontiguousarray(entries[:, :KEY_BYTES]).tobytes()
+
     def __getitem__(self, key: bytes) -> bytes:
         return self._all()[key]
 

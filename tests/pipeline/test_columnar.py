@@ -295,7 +295,9 @@ def test_lines_are_cut_as_bytes_are(values: list[bytes]) -> None:
     """At line feeds alone; blank lines count as numbers only."""
     buffer = np.frombuffer(b"\n".join(values) or b"\0", np.uint8)
     ends = np.cumsum([len(value) + 1 for value in values]) - 1
-    found = [column.tolist() for column in split(buffer, ends - [len(value) for value in values], ends, len(buffer) + 1)]
+    found = [
+        column.tolist() for column in split(buffer, ends - [len(value) for value in values], ends, len(buffer) + 1)
+    ]
     expected = []
     at = 0
     for record, value in enumerate(values):

@@ -78,7 +78,9 @@ def _expected(data: bytes, position: int, aborted: Any = ()) -> tuple[Any, Any]:
     return found, source.next_fetch_offset
 
 
-@given(st.lists(st.tuples(_records, st.sampled_from([0, 1, 2, 3, 4]), st.sampled_from([0, 0x08])), max_size=4), st.data())
+@given(
+    st.lists(st.tuples(_records, st.sampled_from([0, 1, 2, 3, 4]), st.sampled_from([0, 0x08])), max_size=4), st.data()
+)
 @settings(max_examples=120, deadline=None)
 def test_the_same_records_as_the_driver_gives(batches: Any, data: Any) -> None:
     """Every codec, either kind of timestamp, from any position, with gaps between batches."""
