@@ -28,7 +28,6 @@ from pipeline.block import LogRecord
 from pipeline.ports import CommitAnswer, Header, LogUnavailable, Record
 from pipeline.records import Records
 from pipeline.settings import Settings
-from pipeline.unpack import unpack
 
 log = structlog.get_logger(__name__)
 
@@ -328,6 +327,8 @@ class _Batch:
         return next(self._batch)
 
     def __iter__(self) -> Iterator[Any]:
+        from pipeline.unpack import unpack  # noqa: PLC0415 - the compiler behind it takes a second to load
+
         base, _, _, _, _, attributes, _, first_ms, max_ms, _, _, _, count = _batch_head.unpack_from(self._data)
         packed, codec = self._data[_batch_head.size :], attributes & _CODEC_MASK
         found = None

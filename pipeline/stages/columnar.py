@@ -56,6 +56,7 @@ from pipeline.stages.scan import (
     TRANSACTION,
     Scanned,
     gather,
+    grouped,
     same,
     scan,
     split,
@@ -439,12 +440,15 @@ def _sum(words: _Words, *, signed: bool) -> int:
 def _months(lines: Columns, accepted: _Ints) -> tuple[MonthEntry, ...]:
     if not len(accepted):
         return ()
-    days, day_of = np.unique(lines.found.timestamp_us[accepted] // _DAY_US, return_inverse=True)
-    month_of_day = np.array([month_of(int(day) * _DAY_US) for day in days])
-    months = month_of_day[day_of]
+    days = lines.found.timestamp_us[accepted] // _DAY_US
+    days -= (first := int(days.min()))
+    used = np.flatnonzero(np.bincount(days))  # of 47,000 days at most, between 1970 and 2100
+    month_of_day = np.zeros(int(used[-1]) + 1, np.int64)
+    month_of_day[used] = [month_of((first + day) * _DAY_US) for day in used.tolist()]
+    months = month_of_day[days]
     keys = np.frombuffer(lines.key_bytes(accepted), "<u8").reshape(-1, 2)
     found = []
-    for month in sorted(set(month_of_day.tolist())):
+    for month in np.unique(month_of_day[used]).tolist():
         within = months == month
         values = lines.found.value[accepted[within]]
         found.append((month, int(within.sum()), _sum(values, signed=True), _sum(keys[within], signed=False)))
@@ -526,6 +530,11 @@ class _Part(NamedTuple):
 
 def _stretches(starts: Sequence[int], timestamps: _Ints, rows: _Ints) -> Iterator[tuple[int, _Ints]]:
     """A timestamp of each stretch between two revisions that has rows, and those rows."""
+    given = timestamps[rows]
+    first, last = np.searchsorted(np.array(starts, np.int64), [given.min(), given.max()], side="right")
+    if first == last:
+        yield int(given[0]), rows
+        return
     stretch = np.searchsorted(np.array(starts, np.int64), timestamps[rows], side="right")
     for number in np.unique(stretch).tolist():
         within = rows[stretch == number]
@@ -555,7 +564,7 @@ def _meters(lines: Columns, accepted: _Ints, mapper: Mapper) -> dict[str, pa.Arr
     timestamps = found.timestamp_us[accepted]
     is_feature = (found.spans[accepted, FEATURE, 0] >= 0).astype(np.uint64)
     mixed = found.name[accepted] * np.uint64(2654435761) + lines.account[accepted].astype(np.uint64) * np.uint64(2)
-    _, first, group_of = np.unique(mixed + is_feature, return_index=True, return_inverse=True)
+    first, group_of = grouped(mixed + is_feature)
     if not _alike(lines, accepted, first[group_of]):
         first, group_of = _grouped(lines, accepted)
     groups: list[list[_Part]] = []
@@ -595,10 +604,9 @@ def _meters(lines: Columns, accepted: _Ints, mapper: Mapper) -> dict[str, pa.Arr
 
 def _alike(lines: Columns, accepted: _Ints, first: _Ints) -> bool:
     """Whether every row has account and name of its group's first row; hashes may be made to collide."""
-    spans, others = lines.found.spans[accepted], lines.found.spans[accepted[first]]
-    same_account = np.array_equal(lines.account[accepted], lines.account[accepted[first]])
-    return same_account and all(
-        same(lines.buffer, spans[:, number], others[:, number]) for number in (EVENT_NAME, FEATURE)
+    others = accepted[first]
+    return bool(np.array_equal(lines.account[accepted], lines.account[others])) and all(
+        same(lines.buffer, lines.found.spans, accepted, others, number) for number in (EVENT_NAME, FEATURE)
     )
 
 

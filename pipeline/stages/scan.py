@@ -113,9 +113,14 @@ def gather(buffer: _Bytes, starts: _Ints, lengths: _Ints) -> tuple[npt.NDArray[n
     return offsets, pieces[:-8]
 
 
-def same(buffer: _Bytes, one: _Ints, other: _Ints) -> bool:
-    """Whether the pieces of `one` (start, length; start -1 for none) read like those of `other`, row by row."""
-    return bool(_same(buffer, np.ascontiguousarray(one), np.ascontiguousarray(other)))
+def grouped(mixed: _Words) -> tuple[_Ints, _Ints]:
+    """The first row of each value, in their order, and which of them each row has."""
+    return _grouped(mixed, np.zeros(1 << (2 * len(mixed)).bit_length(), np.int64))  # type: ignore[no-any-return]
+
+
+def same(buffer: _Bytes, spans: _Ints, rows: _Ints, others: _Ints, field: int) -> bool:
+    """Whether a field's pieces (start, length; start -1 for none) of these rows read like those of the others."""
+    return bool(_same(buffer, spans, rows, others, field))
 
 
 # ------------------------------------------------------------------------------------------------ hashing
@@ -323,13 +328,33 @@ def _equal(buffer: Any, one: Any, other: Any, length: Any) -> Any:
 
 
 @_compiled
-def _same(buffer: Any, one: Any, other: Any) -> Any:
-    for row in range(len(one)):
-        if one[row, 1] != other[row, 1] or (one[row, 0] < 0) != (other[row, 0] < 0):
+def _same(buffer: Any, spans: Any, rows: Any, others: Any, field: Any) -> Any:
+    for i in range(len(rows)):
+        one, other = rows[i], others[i]
+        start, begin, length = spans[one, field, 0], spans[other, field, 0], spans[one, field, 1]
+        if length != spans[other, field, 1] or (start < 0) != (begin < 0):
             return False
-        if not _equal(buffer, one[row, 0], other[row, 0], one[row, 1]):
+        if not _equal(buffer, start, begin, length):
             return False
     return True
+
+
+@_compiled
+def _grouped(mixed: Any, table: Any) -> Any:
+    firsts = np.empty(len(mixed), np.int64)
+    groups = np.empty(len(mixed), np.int64)
+    mask = np.uint64(len(table) - 1)
+    count = 0
+    for row in range(len(mixed)):
+        at = (mixed[row] * _P1 >> _U32) & mask
+        while table[at] != 0 and mixed[firsts[table[at] - 1]] != mixed[row]:
+            at = (at + _U1) & mask
+        if table[at] == 0:
+            firsts[count] = row
+            count += 1
+            table[at] = count
+        groups[row] = table[at] - 1
+    return firsts[:count], groups
 
 
 @_compiled
