@@ -263,31 +263,46 @@ class Columns:
             self.append_ms[rows] // 1000,
         )
         seen = lookup(self.open_keys())
-        first = keys[order, 0]
-        if not seen and not (first[1:] == first[:-1]).any():  # each id once, and none before
+        doubtful = self._doubtful(seen)
+        if not len(doubtful):
             return Sightings(packed, order)
-        entries = [(entry[:KEY_BYTES], entry[KEY_BYTES:]) for entry in each(packed.tobytes(), packed.shape[1])]
-        return self._judge_each(rows.tolist(), entries, dict(seen))
+        added = np.ones(len(rows), bool)
+        added[doubtful] = self._judge_each(rows[doubtful].tolist(), packed[doubtful], seen)
+        number = np.cumsum(added) - 1
+        return Sightings(packed[added], number[order[added[order]]])
 
-    def _judge_each(
-        self, rows: list[int], entries: list[tuple[bytes, bytes]], seen: dict[bytes, bytes]
-    ) -> dict[bytes, bytes]:
+    def _doubtful(self, seen: Mapping[bytes, bytes]) -> _Ints:
+        """Which of the open lines, in their order, have an id that was seen before or that another line may have."""
+        order = self.order
+        first = self.open[order, 0].byteswap()
+        again = np.zeros(len(order), bool)
+        same = first[1:] == first[:-1]
+        again[1:] |= same
+        again[:-1] |= same
+        if seen:
+            words = np.frombuffer(b"".join(seen), ">u8").reshape(-1, 2)[:, 0].astype(np.uint64)
+            at = np.searchsorted(first, words)
+            at = at[at < len(first)]
+            again[at] = True  # whichever it is, others beside it with the same eight bytes are in already
+        return np.sort(order[again])
+
+    def _judge_each(self, rows: list[int], packed: _Bytes, seen: Mapping[bytes, bytes]) -> list[bool]:
+        """Which of these lines, in the order of the log, are first sightings. Verdicts and errors of the others."""
         added: dict[bytes, bytes] = {}
-        for row, (key, entry) in zip(rows, entries, strict=True):
+        firsts = []
+        for row, both in zip(rows, each(packed.tobytes(), packed.shape[1]), strict=True):
+            key, entry = both[:KEY_BYTES], both[KEY_BYTES:]
             known = added.get(key) or seen.get(key)
-            if known is None:
-                added[key] = entry
-                continue
-            first = unpack_sighting(known)
-            line = unpack_sighting(entry)
-            if first.position >= line.position:
+            first, line = None if known is None else unpack_sighting(known), unpack_sighting(entry)
+            if first is None or first.position >= line.position:
                 added[key] = entry
             elif first.content == line.content:
                 self.verdicts[row] = Verdict.DUPLICATE
             else:
                 self.verdicts[row] = Verdict.CONFLICT
                 self.errors[row] = (conflict_with(first),)
-        return added
+            firsts.append(first is None or first.position >= line.position)
+        return firsts
 
     def key_bytes(self, rows: _Ints) -> bytes:
         """The keys of these lines, one after the other."""
