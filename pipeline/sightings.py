@@ -17,7 +17,8 @@ def sorted_keys(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
 
 def each(packed: bytes, size: int) -> list[bytes]:
     """The pieces of `size` bytes that lie one after the other."""
-    return [packed[i : i + size] for i in range(0, len(packed), size)]
+    found: list[bytes] = np.frombuffer(packed, f"V{size}").tolist()
+    return found
 
 
 class Sightings(Mapping[bytes, bytes]):
@@ -31,11 +32,11 @@ class Sightings(Mapping[bytes, bytes]):
         self._order = order
         self._found: dict[bytes, bytes] | None = None
 
-    def by_key(self) -> Iterator[tuple[bytes, bytes]]:
-        """All, nearly in the order of their keys: those whose first eight bytes are the same come in any order."""
+    def by_key(self) -> tuple[list[bytes], list[bytes]]:
+        """Keys and sightings, nearly in the order of their keys: those whose first eight bytes are the same come in any order."""
         entries = np.frombuffer(self.packed, np.uint8).reshape(-1, _ENTRY_BYTES)[self._order]
         keys = each(np.ascontiguousarray(entries[:, :KEY_BYTES]).tobytes(), KEY_BYTES)
-        return zip(keys, each(np.ascontiguousarray(entries[:, KEY_BYTES:]).tobytes(), SIGHTING_BYTES), strict=True)
+        return keys, each(np.ascontiguousarray(entries[:, KEY_BYTES:]).tobytes(), SIGHTING_BYTES)
 
     def keys_joined(self) -> bytes:
         """The keys, one after the other."""

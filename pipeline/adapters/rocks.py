@@ -8,6 +8,7 @@ missing. A table that cannot be opened is thrown away and read back anew; its fi
 """
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from struct import Struct as Packing
@@ -334,6 +335,10 @@ def _batch_of(entries: Mapping[bytes, bytes]) -> WriteBatch:
     """In the order of their keys: each goes in beside the one before, which takes a fifth of the time of finding a
     place for hashes as they come."""
     batch = WriteBatch(raw_mode=True)
-    for key, value in entries.by_key() if isinstance(entries, Sightings) else sorted(entries.items()):
-        batch.put(key, value)
+    if isinstance(entries, Sightings):
+        keys, values = entries.by_key()
+    else:
+        keys = sorted(entries)
+        values = [entries[key] for key in keys]
+    deque(map(batch.put, keys, values), maxlen=0)
     return batch
