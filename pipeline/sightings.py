@@ -1,4 +1,5 @@
-"""First sightings of a block, packed: what it adds to the table and to the changelog, without an object for each."""
+"""First sightings of a block, packed: what it adds to the table and to the changelog, without an object for each.
+Pure."""
 
 from collections.abc import Iterator, Mapping
 
@@ -33,7 +34,7 @@ class Sightings(Mapping[bytes, bytes]):
         self._found: dict[bytes, bytes] | None = None
 
     def by_key(self) -> tuple[list[bytes], list[bytes]]:
-        """Keys and sightings, nearly in the order of their keys: those whose first eight bytes are the same come in any order."""
+        """Keys and sightings, in the order of the keys' first eight bytes."""
         entries = np.frombuffer(self.packed, np.uint8).reshape(-1, _ENTRY_BYTES)[self._order]
         keys = each(np.ascontiguousarray(entries[:, :KEY_BYTES]).tobytes(), KEY_BYTES)
         return keys, each(np.ascontiguousarray(entries[:, KEY_BYTES:]).tobytes(), SIGHTING_BYTES)
