@@ -9,6 +9,7 @@ from struct import Struct as Packing
 from typing import Final, NamedTuple
 
 from pipeline.block import KEY_BYTES, SIGHTING_BYTES
+from pipeline.sightings import Sightings
 
 _header = Packing("<BIQQ")
 _VERSION: Final = 2
@@ -31,11 +32,12 @@ class BadChange(ValueError):  # noqa: N818 - says what is the matter
 
 def pack_changes(epoch: int, start: int, end: int, entries: Mapping[bytes, bytes]) -> Iterator[bytes]:
     """The block's records. Only the last one carries `end`; the others say that they reach nowhere yet."""
-    packed = [key + value for key, value in entries.items()]
-    chunks = [packed[i : i + ENTRIES_MAX] for i in range(0, len(packed), ENTRIES_MAX)] or [[]]
+    packed = entries.packed if isinstance(entries, Sightings) else b"".join([k + v for k, v in entries.items()])
+    size = ENTRIES_MAX * _ENTRY_BYTES
+    chunks = [packed[i : i + size] for i in range(0, len(packed), size)] or [b""]
     for number, chunk in enumerate(chunks):
         reach = end if number == len(chunks) - 1 else start
-        yield _header.pack(_VERSION, epoch, start, reach) + b"".join(chunk)
+        yield _header.pack(_VERSION, epoch, start, reach) + chunk
 
 
 def place_of(record: bytes) -> tuple[int, int]:

@@ -1,16 +1,14 @@
 """The inbox of a partition: records that were fetched and belong to no block yet, as one gapless range."""
 
 import asyncio
-from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Sequence
-from itertools import accumulate
-from operator import attrgetter
 from typing import NamedTuple
 
-from pipeline.block import LogRecord
+import numpy as np
 
-_offset = attrgetter("offset")
+from pipeline.block import LogRecord
+from pipeline.records import Records
 
 
 class GapInLog(Exception):  # noqa: N818
@@ -22,7 +20,7 @@ class Range(NamedTuple):
 
     start: int
     end: int
-    records: list[LogRecord]
+    records: Records
 
 
 class _Fetched:
@@ -31,17 +29,20 @@ class _Fetched:
     __slots__ = ("at", "bytes", "records", "rows")
 
     def __init__(self, records: Sequence[LogRecord]) -> None:
-        values = [record.value or b"" for record in records]
-        self.records = records
-        self.rows = [0, *accumulate([value.count(b"\n") + 1 for value in values])]
-        self.bytes = [0, *accumulate(map(len, values))]
+        self.records = Records.of(records)
+        self.rows = np.concatenate([[0], np.cumsum(self.records.lines)])
+        self.bytes = np.concatenate([[0], np.cumsum(self.records.sizes)])
         self.at = 0
 
     def within(self, rows: int, size: int) -> int:
         """How far one gets from where it was taken to, within so many rows and bytes."""
-        by_rows = bisect_right(self.rows, self.rows[self.at] + rows, self.at)
-        by_bytes = bisect_right(self.bytes, self.bytes[self.at] + size, self.at)
-        return max(min(by_rows, by_bytes) - 1, self.at)
+        by_rows = np.searchsorted(self.rows, self.rows[self.at] + rows, side="right")
+        by_bytes = np.searchsorted(self.bytes, self.bytes[self.at] + size, side="right")
+        return max(int(min(by_rows, by_bytes)) - 1, self.at)
+
+    def before(self, offset: int) -> int:
+        """How far the records before this offset reach."""
+        return max(int(np.searchsorted(self.records.offsets, offset)), self.at)
 
 
 class Inbox:
@@ -65,8 +66,8 @@ class Inbox:
         if records:
             fetched = _Fetched(records)
             self._fetched.append(fetched)
-            self.rows += fetched.rows[-1]
-            self.bytes += fetched.bytes[-1]
+            self.rows += int(fetched.rows[-1])
+            self.bytes += int(fetched.bytes[-1])
         self.end = end
         self._arrived.set()
 
@@ -83,7 +84,7 @@ class Inbox:
 
     def take(self, rows_max: int, bytes_max: int) -> Range:
         """The next records, at least one if there is any, within the bounds otherwise."""
-        taken: list[LogRecord] = []
+        taken: list[Records] = []
         rows, size = self.rows - rows_max, self.bytes - bytes_max  # what must be left
         while self._fetched:
             first = self._fetched[0]
@@ -93,31 +94,32 @@ class Inbox:
                     break
                 until += 1
             self._move(first, until, taken)
-        return self._cut(taken, self._first.offset if self._fetched else self.end)
+        return self._cut(taken, self._first if self._fetched else self.end)
 
     def take_until(self, end: int) -> Range:
         """The records before `end`, which the range must have reached."""
         if end > self.end:
             raise GapInLog(f"the log was read up to {self.end}, not to {end}")
-        taken: list[LogRecord] = []
-        while self._fetched and self._first.offset < end:
+        taken: list[Records] = []
+        while self._fetched and self._first < end:
             first = self._fetched[0]
-            self._move(first, bisect_left(first.records, end, first.at, key=_offset), taken)
+            self._move(first, first.before(end), taken)
         return self._cut(taken, end)
 
     @property
-    def _first(self) -> LogRecord:
+    def _first(self) -> int:
+        """The offset of the first record."""
         first = self._fetched[0]
-        return first.records[first.at]
+        return int(first.records.offsets[first.at])
 
-    def _move(self, first: _Fetched, until: int, taken: list[LogRecord]) -> None:
-        taken += first.records[first.at : until]
-        self.rows -= first.rows[until] - first.rows[first.at]
-        self.bytes -= first.bytes[until] - first.bytes[first.at]
+    def _move(self, first: _Fetched, until: int, taken: list[Records]) -> None:
+        taken.append(first.records[first.at : until])
+        self.rows -= int(first.rows[until] - first.rows[first.at])
+        self.bytes -= int(first.bytes[until] - first.bytes[first.at])
         first.at = until
         if until == len(first.records):
             self._fetched.popleft()
 
-    def _cut(self, taken: list[LogRecord], end: int) -> Range:
+    def _cut(self, taken: list[Records], end: int) -> Range:
         start, self.start = self.start, end
-        return Range(start, end, taken)
+        return Range(start, end, Records.joined(taken))

@@ -148,7 +148,7 @@ class Batch(NamedTuple):
     opening: int
     start: int
     end: int
-    records: list[LogRecord]
+    records: Sequence[LogRecord]
 
 
 class Group(Protocol):

@@ -16,6 +16,8 @@ from typing import Any, Final
 
 import structlog
 
+from pipeline import unpack
+from pipeline.adapters import expired_ids
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.catalog_log import CatalogClient, KafkaCatalogLog
 from pipeline.adapters.clickhouse import Store
@@ -38,7 +40,7 @@ from pipeline.migrate import MigrationError, pending
 from pipeline.ports import Batch, CatalogUnavailable, LogUnavailable, Member, Progress, StoreError, StoreUnavailable
 from pipeline.session import Limits, Outside, Session, Standing
 from pipeline.settings import Settings
-from pipeline.stages.columnar import warm_up
+from pipeline.stages import columnar
 from pipeline.stages.mapping import Mapper, Mappers
 
 _PROGRESS_EVERY_S: Final = 1.0
@@ -49,6 +51,11 @@ _EXIT_AFTER_S: Final = 20.0  # how long a failed worker may take to stop tidily
 _EXIT_CODE: Final = 70
 
 log = structlog.get_logger(__name__)
+
+
+def _warm_up() -> None:
+    for part in (unpack, columnar, expired_ids):
+        part.warm_up()
 
 
 class ClockSkew(Exception):  # noqa: N818
@@ -126,7 +133,7 @@ class Worker:
     async def start(self) -> None:
         """Checks the preconditions and connects. Raises TopicMismatch, MigrationError, ClockSkew; waits while Kafka or
         the store is away."""
-        await asyncio.get_running_loop().run_in_executor(self._cpu, warm_up)
+        await asyncio.get_running_loop().run_in_executor(self._cpu, _warm_up)
         await self._until_there(partial(check_topics, self._settings), BrokerUnavailable)
         self._life = await self._until_there(self._look_at_topic, BrokerUnavailable)
         await self._until_there(self._check_clock, StoreUnavailable, StoreError)

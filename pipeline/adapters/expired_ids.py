@@ -20,6 +20,7 @@ import numpy as np
 import structlog
 import xxhash
 
+from pipeline.compiled import compiled
 from pipeline.ports import Border
 
 BITS_PER_ID: Final = 20
@@ -39,12 +40,26 @@ class ExpiredIds:
     """The ids that one partition's table no longer holds. Look-ups and additions from one thread at a time; `save` may
     run beside look-ups."""
 
-    def __init__(self, path: Path, *, first_ids: int = _FIRST_IDS) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        first_ids: int = _FIRST_IDS,
+        most_ids: int = 1 << 62,
+        bits_per_id: int = BITS_PER_ID,
+    ) -> None:
         self._path = path
         self._first_ids = first_ids
+        self._most_ids = most_ids
+        self._bits_per_id = bits_per_id
         self._segments: list[_Segment] = []
         self.reach = Border(0, 0)
         self._load()
+
+    @property
+    def size_bytes(self) -> int:
+        """Room that it takes in memory."""
+        return sum(segment.words.nbytes for segment in self._segments)
 
     def __len__(self) -> int:
         return sum(segment.ids for segment in self._segments)
@@ -54,7 +69,8 @@ class ExpiredIds:
         halves = np.frombuffer(keys, dtype="<u8").reshape(-1, 2)
         while len(halves):
             if not self._segments or not self._segments[-1].room:
-                self._segments.append(_Segment(self._first_ids << len(self._segments)))
+                ids = min(self._first_ids << min(len(self._segments), 60), self._most_ids)
+                self._segments.append(_Segment(ids, self._bits_per_id))
             room = self._segments[-1].room
             self._segments[-1].add(halves[:room])
             halves = halves[room:]
@@ -64,11 +80,14 @@ class ExpiredIds:
         if not self._segments or not keys:
             return []
         halves = np.frombuffer(b"".join(keys), dtype="<u8").reshape(-1, 2)
-        masks = _masks(halves)
-        found = np.zeros(len(halves), dtype=bool)
+        found = np.zeros(len(halves), dtype=np.uint8)
         for segment in self._segments:
-            found[segment.places_of(halves, masks)] = True
+            _find(segment.words, halves, found)
         return [keys[i] for i in np.flatnonzero(found).tolist()]
+
+    def sparse(self, ids: int) -> bool:
+        """Whether it holds far more ids than these, so that it is worth being made anew."""
+        return len(self) > 2 * ids + self._first_ids
 
     def save(self, reach: Border) -> None:
         """Makes everything that was added durable: it now reaches up to that border. Blocks. Raises OSError."""
@@ -112,7 +131,7 @@ class ExpiredIds:
             at += _part.size
             size = blocks * _WORDS * 4
             words = np.frombuffer(body[at : at + size], dtype=np.uint32).reshape(-1, _WORDS).copy()
-            self._segments.append(_Segment.of(words, ids))
+            self._segments.append(_Segment.of(words, ids, self._bits_per_id))
             at += size
         self.reach = Border(epoch, end)
 
@@ -120,42 +139,68 @@ class ExpiredIds:
 class _Segment:
     """A filter for a number of ids that was settled when it was made."""
 
-    __slots__ = ("ids", "words")
+    __slots__ = ("bits_per_id", "ids", "words")
 
-    def __init__(self, ids_max: int) -> None:
-        self.words: Any = np.zeros((max(1, ids_max * BITS_PER_ID // (_WORDS * 32)), _WORDS), dtype=np.uint32)
+    def __init__(self, ids_max: int, bits_per_id: int) -> None:
+        self.words: Any = np.zeros((max(1, ids_max * bits_per_id // (_WORDS * 32)), _WORDS), dtype=np.uint32)
+        self.bits_per_id = bits_per_id
         self.ids = 0
 
     @classmethod
-    def of(cls, words: Any, ids: int) -> "_Segment":
-        made = cls(0)
+    def of(cls, words: Any, ids: int, bits_per_id: int) -> "_Segment":
+        made = cls(0, bits_per_id)
         made.words, made.ids = words, ids
         return made
 
     @property
     def room(self) -> int:
         """How many more ids it takes."""
-        return max(0, len(self.words) * _WORDS * 32 // BITS_PER_ID - self.ids)
+        return max(0, len(self.words) * _WORDS * 32 // self.bits_per_id - self.ids)
 
     def add(self, halves: Any) -> None:
-        np.bitwise_or.at(self.words, self._blocks(halves), _masks(halves))
+        """Adds ids."""
+        _put(self.words, halves)
         self.ids += len(halves)
 
-    def places_of(self, halves: Any, masks: Any) -> Any:
-        """Where in the list those lie that are held: by the first word, then the few that are left by all of them."""
-        blocks = self._blocks(halves)
-        left = np.flatnonzero(self.words[blocks, 0] & masks[:, 0])
-        wanted = masks[left]
-        return left[((self.words[blocks[left]] & wanted) == wanted).all(axis=1)]
 
-    def _blocks(self, halves: Any) -> Any:
-        return ((halves[:, 1] >> np.uint64(32)) * np.uint64(len(self.words)) >> np.uint64(32)).astype(np.int64)
+_U27 = np.uint64(27)
+_U32 = np.uint64(32)
+_LOW = np.uint64(0xFFFFFFFF)
+_ONE = np.uint32(1)
 
 
-def _masks(halves: Any) -> Any:
-    """One bit for each word of a block."""
-    bits = (halves[:, 0] >> np.uint64(32)).astype(np.uint32)[:, None] * _SALTS >> np.uint32(27)
-    return np.uint32(1) << bits
+@compiled
+def _put(words: Any, halves: Any) -> None:
+    blocks = np.uint64(len(words))
+    for row in range(len(halves)):
+        block = np.int64((halves[row, 1] >> _U32) * blocks >> _U32)
+        low = halves[row, 0] >> _U32
+        for k in range(_WORDS):
+            words[block, k] |= _ONE << np.uint32((low * np.uint64(_SALTS[k]) & _LOW) >> _U27)
+
+
+@compiled
+def _find(words: Any, halves: Any, found: Any) -> None:
+    """Marks those that are held: one bit for each word of a block."""
+    blocks = np.uint64(len(words))
+    for row in range(len(halves)):
+        block = np.int64((halves[row, 1] >> _U32) * blocks >> _U32)
+        low = halves[row, 0] >> _U32
+        held = True
+        for k in range(_WORDS):
+            if words[block, k] & _ONE << np.uint32((low * np.uint64(_SALTS[k]) & _LOW) >> _U27) == 0:
+                held = False
+                break
+        if held:
+            found[row] = 1
+
+
+def warm_up() -> None:
+    """Compiles, or loads what an earlier process compiled; blocks for a second or so."""
+    halves = np.frombuffer(bytes(16), dtype="<u8").reshape(-1, 2)
+    segment = _Segment(1, BITS_PER_ID)
+    segment.add(halves)
+    _find(segment.words, halves, np.zeros(1, dtype=np.uint8))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,7 +14,9 @@ What it changes, and why:
 
 import asyncio
 import time
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 import faust
@@ -39,6 +41,7 @@ from pipeline.settings import Settings
 
 _FETCH_WAIT_S: Final = 0.1  # how late a partition that is opened while all are silent begins at most
 _T = TypeVar("_T")
+_offset = attrgetter("offset")
 
 
 class _Opened:
@@ -75,7 +78,6 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         self.member: Member | None = None
         self.opened: dict[TP, _Opened] = {}
         self._openings = 0
-        self._fetch_rows_max = 20_000
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         return group_consumer(self.app.settings)
@@ -92,7 +94,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
             if not reading:
                 await asyncio.sleep(wait_s)  # no set at all would mean all partitions to the driver
                 return []
-            found = await fetcher.fetched_records(reading, timeout=wait_s, max_records=self._fetch_rows_max)
+            found = await fetcher.fetched_records(reading, timeout=wait_s, max_records=None)
         assignment = fetcher._subscriptions.subscription.assignment
         batches = []
         for tp, records in found.items():
@@ -336,7 +338,7 @@ class GroupGate:
         return thread
 
 
-def _from(start: int, records: list[LogRecord]) -> list[LogRecord]:
+def _from(start: int, records: Sequence[LogRecord]) -> Sequence[LogRecord]:
     if records and records[0].offset < start:
-        return [record for record in records if record.offset >= start]
+        return records[bisect_left(records, start, key=_offset) :]
     return records

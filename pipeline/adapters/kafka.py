@@ -7,26 +7,33 @@ and never a silent jump. Every wait has a bound.
 import asyncio
 import ssl
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from struct import Struct as Packing
 from typing import Any, Final
 
+import numpy as np
 import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, codec
 from aiokafka import errors as Errors  # noqa: N812 - as the driver's own code calls them
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import FetchResult
 from aiokafka.consumer.group_coordinator import OffsetCommitRequest
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import KafkaError
+from aiokafka.record.memory_records import MemoryRecords
 
 from pipeline.block import LogRecord
 from pipeline.ports import CommitAnswer, Header, LogUnavailable, Record
+from pipeline.records import Records
 from pipeline.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 RECORD_BYTES_MAX: Final = 512 * 1024
 _REQUEST_BYTES_MAX: Final = 1024 * 1024  # Kafka's default of message.max.bytes
+_FETCH_ROWS: Final = 20_000
 _CONNECT_TIMEOUT_S: Final = 20.0
 #: The broker has lost the producer's sequence: whatever this producer sends from now on is refused.
 _PRODUCER_LOST: Final = (
@@ -240,6 +247,7 @@ _REFUSED = (
 
 def group_consumer(settings: Settings) -> AIOKafkaConsumer:
     """The consumer of a worker, for Faust's consumer thread; call it there."""
+    fetcher.MemoryRecords = _FetchedBytes  # to other consumers the same as before
     return AIOKafkaConsumer(
         **connection(settings),
         group_id=settings.group,
@@ -252,7 +260,7 @@ def group_consumer(settings: Settings) -> AIOKafkaConsumer:
         heartbeat_interval_ms=int(min(3.0, settings.session_timeout_s / 3) * 1000),
         rebalance_timeout_ms=60_000,
         max_poll_interval_ms=1_000_000,
-        max_poll_records=20_000,
+        max_poll_records=_FETCH_ROWS,
         fetch_max_wait_ms=100,
         max_partition_fetch_bytes=4 << 20,
         request_timeout_ms=int(max(40.0, settings.session_timeout_s + 1) * 1000),
@@ -260,17 +268,129 @@ def group_consumer(settings: Settings) -> AIOKafkaConsumer:
 
 
 class FetchedRecords(OrderedDict[Any, Any]):
-    """What a consumer has fetched, by partition. Its records are unpacked into LogRecord at once: the client's own, of
-    eleven fields, cost as much as all the rest of reading."""
+    """What a consumer has fetched, by partition. Its records are unpacked a batch at a time into `Records`: the
+    client's own, an object of eleven fields each, cost more than all the rest of reading. Which batches are read, and
+    from which offset, stays the client's business (aborted transactions, control records, compaction, checksums)."""
 
     def __setitem__(self, tp: Any, result: Any) -> None:
         if type(result) is FetchResult:
-            result._partition_records._consumer_record = _log_record
+            unpacking = result._partition_records
+            if type(unpacking._records) is _FetchedBytes:
+                unpacking._records = _Batches(unpacking._records)
+                result.getall = partial(_all_of, result)
+            unpacking._consumer_record = partial(_taken, unpacking)
         super().__setitem__(tp, result)
 
 
-def _log_record(_: Any, record: Any) -> LogRecord:
-    return LogRecord(record.offset, record.timestamp, record.value, tuple(record.headers))
+class _FetchedBytes:
+    """What the client unpacks, and the bytes themselves, which it would keep to itself."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.records = MemoryRecords(data)
+        self.has_next = self.records.has_next
+        self.next_batch = self.records.next_batch
+        self.size_in_bytes = self.records.size_in_bytes
+
+
+class _Batches:
+    """The batches of what was fetched, each read as one `_Chunk` where it has the present format."""
+
+    def __init__(self, fetched: _FetchedBytes) -> None:
+        self._data = memoryview(fetched.data)
+        self._at = 0
+        self._records = fetched.records
+        self.has_next = self._records.has_next
+
+    def next_batch(self) -> Any:
+        """The client's own batch, whose records come all at once."""
+        batch = self._records.next_batch()
+        if batch is None:
+            return None
+        _, length = _batch_start.unpack_from(self._data, self._at)
+        data = self._data[self._at : self._at + _batch_start.size + length]
+        self._at += len(data)
+        return _Batch(batch, data) if data[_MAGIC_AT] >= _MAGIC else batch
+
+
+class _Batch:
+    """A batch of the present format. What the client asks of it it answers itself, but for its records."""
+
+    def __init__(self, batch: Any, data: memoryview) -> None:
+        self._batch = batch
+        self._data = data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batch, name)
+
+    def __next__(self) -> Any:
+        return next(self._batch)
+
+    def __iter__(self) -> Iterator[Any]:
+        from pipeline.unpack import unpack  # noqa: PLC0415 - the compiler behind it takes a second to load
+
+        base, _, _, _, _, attributes, _, first_ms, max_ms, _, _, _, count = _batch_head.unpack_from(self._data)
+        packed, codec = self._data[_batch_head.size :], attributes & _CODEC_MASK
+        found = None
+        if codec in _DECODED:
+            payload = _DECODED[codec](packed)
+            found = unpack(payload, count, base, first_ms, max_ms if attributes & _APPEND_TIME else -1)
+        if found is None:  # the client knows how to complain
+            yield from self._batch
+        elif found:
+            yield _Chunk(found)
+
+
+class _Chunk:
+    """All records of a batch. `offset` is the last one's."""
+
+    __slots__ = ("offset", "records")
+
+    def __init__(self, records: Records) -> None:
+        self.records = records
+        self.offset = int(records.offsets[-1])
+
+
+_MAGIC: Final = 2
+_MAGIC_AT: Final = 16
+_CODEC_MASK: Final = 0x07
+_APPEND_TIME: Final = 0x08
+_batch_start = Packing(">qi")
+_batch_head = Packing(">qiibIhiqqqhii")
+_DECODED: Final[dict[int, Callable[[memoryview], bytes]]] = {
+    0: bytes,
+    1: codec.gzip_decode,
+    2: lambda packed: codec.snappy_decode(bytes(packed)),
+    3: codec.lz4_decode,
+    4: codec.zstd_decode,
+}
+
+
+def _taken(unpacking: Any, _: Any, record: Any) -> Any:
+    """What the client gives out for a record, or for a chunk of them: those from its position on."""
+    if type(record) is not _Chunk:
+        return LogRecord(record.offset, record.timestamp, record.value, tuple(record.headers))
+    first = int(np.searchsorted(record.records.offsets, unpacking.next_fetch_offset))
+    return record.records[first:] if first else record.records
+
+
+def _all_of(result: Any, max_records: int | None = None) -> Any:
+    """`FetchResult.getall`, but for chunks: stops behind the one with which it has as many records as one fetch may
+    bring. `max_records` counts what the driver would give out, one by one."""
+    if not result.check_assignment(result._topic_partition) or not result.has_more():
+        return []
+    found: list[Records] = []
+    rows = 0
+    for taken in result._partition_records:
+        found.append(taken if isinstance(taken, Records) else Records.of([taken]))
+        rows += len(found[-1])
+        if rows >= _FETCH_ROWS:
+            result._update_position()
+            break
+    else:
+        result._update_position()
+        result._partition_records = None
+    return Records.joined(found) if found else []
 
 
 async def committed_metadata(

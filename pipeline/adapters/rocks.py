@@ -8,10 +8,12 @@ missing. A table that cannot be opened is thrown away and read back anew; its fi
 """
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from struct import Struct as Packing
 from typing import Any, Final
+from weakref import WeakSet
 
 import structlog
 from rocksdict import (
@@ -32,6 +34,7 @@ from rocksdict import (
 from pipeline.adapters.expired_ids import ExpiredIds
 from pipeline.block import KEY_BYTES, earlier
 from pipeline.ports import Border, Marker, TableClosed
+from pipeline.sightings import Sightings
 
 # shorter than a key, so that they can be none
 _MARKER: Final = b"changelog-marker"[: KEY_BYTES - 1]
@@ -39,6 +42,13 @@ _BORDER: Final = b"expiry-border"
 BLOOM_BITS: Final = 10  # 1 % false hits; ids are nearly always new, so the filter spares nearly all reads
 _WRITE_BUFFER_MAX: Final = 64 << 20
 _WRITE_BUFFER_MIN: Final = 4 << 20  # 40,000 ids or so; smaller ones only make work for compaction
+
+# The filter of all ids in a table, in memory: a new id is looked for nowhere else. RocksDB has filters of its own, one
+# for each file that might hold an id, but is slower to ask. This one takes its room from the cache's.
+_SEEN_BITS: Final = 10  # a hundredth of new ids is looked for in vain, for each segment
+_SWEEP_LEAST: Final = 5_000
+_SEEN_IDS_FIRST: Final = 1 << 18
+_SEEN_IDS_MOST: Final = 1 << 21  # in one segment: what is not used yet of the last is all that is wasted
 
 _BLOCK_BYTES: Final = 4096  # 8 or 16 KiB save one byte in a hundred and make look-ups slower by half
 
@@ -55,6 +65,8 @@ class Tables:
     def __init__(self, folder: Path, cache_bytes: int, *, tables: int = 1) -> None:
         self._folder = folder
         self._cache = Cache(cache_bytes)
+        self._cache_bytes = cache_bytes
+        self._opened_tables: WeakSet[SightingTable] = WeakSet()
         self._write_buffer_bytes = min(max(cache_bytes // 4 // tables, _WRITE_BUFFER_MIN), _WRITE_BUFFER_MAX)
         # only counts them as the cache's: its own limit, which would flush whichever table is written to next, is no
         # smaller than all of them together, full and being flushed
@@ -68,14 +80,30 @@ class Tables:
         path.mkdir(parents=True, exist_ok=True)
         expired = ExpiredIds(self._folder / f"{name}.expired")
         try:
-            return SightingTable(self._opened(path), expired)
+            return self._table(path, expired)
         except Exception as error:
             if f"{path / 'LOCK'}" in str(error):  # only a lock that is held names that file
                 raise OSError(f"{path} is in use by another worker: give each worker a TALLY_WORKER_DIR") from error
             log.warning("table_thrown_away", path=str(path), error=str(error), then="read back from the changelog")
             shutil.rmtree(path)
             path.mkdir(parents=True)
-            return SightingTable(self._opened(path), expired)
+            return self._table(path, expired)
+
+    def _table(self, path: Path, expired: ExpiredIds) -> "SightingTable":
+        db = self._opened(path)
+        try:
+            table = SightingTable(db, expired, path / "seen-ids", self._share_room)
+        except BaseException:
+            db.close()  # its lock would keep it from being opened anew
+            raise
+        self._opened_tables.add(table)
+        self._share_room()
+        return table
+
+    def _share_room(self) -> None:
+        """Filters and cache have the room together; of the cache at least half is left."""
+        filters = sum(table.filter_bytes() for table in list(self._opened_tables))
+        self._cache.set_capacity(max(self._cache_bytes - filters, self._cache_bytes // 2))
 
     def _opened(self, path: Path) -> Rdict:
         options = self._options()
@@ -106,21 +134,36 @@ class Tables:
 class SightingTable:
     """First sightings of one partition's ids. Methods block on the disk; use from one thread at a time."""
 
-    def __init__(self, db: Rdict, expired: ExpiredIds) -> None:
+    def __init__(self, db: Rdict, expired: ExpiredIds, seen: Path, grown: Callable[[], None]) -> None:
         without_log = WriteOptions()
         without_log.disable_wal = True  # type: ignore[method-assign, assignment]  # a property, typed as a method
         db.set_write_options(without_log)
         self._db = db
-        self._expired = expired
+        self._closed = False
         self._scanning = ReadOptions()
         # a sweep must not push out what look-ups need
         self._scanning.fill_cache(False)  # type: ignore[call-arg]  # typed without its argument
+        self._expired = expired
+        self._grown = grown
+        self._seen_path = seen
+        self._seen = self._seen_ids()
+        # Whether every id of the table is in it: saved when the table was closed, and nothing was written since, or
+        # there is none. Otherwise every id is looked for in the table, a part of which is swept through each time.
+        self._whole = self._seen.reach == Border(0, self._written())
+        self._swept = b""
+        if not self._whole:
+            self._begin_sweep()
 
     def get_many(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """The packed sightings of those keys that are there."""
-        if not keys:
+        if self._closed:
+            raise TableClosed
+        if not self._whole:
+            self._sweep(max(len(keys), _SWEEP_LEAST))
+        # neighbours share filter and index blocks: a third faster, with the sorting
+        wanted: Any = sorted(self._seen.among(keys) if self._whole else keys)
+        if not wanted:
             return {}
-        wanted: Any = sorted(keys)  # neighbours share filter and index blocks: a third faster, with the sorting
         try:
             found: Any = self._db.get(wanted)
         except DbClosedError as error:
@@ -129,6 +172,7 @@ class SightingTable:
 
     def put(self, entries: Mapping[bytes, bytes]) -> None:
         """Writes the sightings of a stated block."""
+        self._remember(entries)
         self._write(_batch_of(entries))
 
     def restore(self, entries: Iterable[tuple[bytes, bytes]], marker: Marker | None = None) -> None:
@@ -142,6 +186,7 @@ class SightingTable:
         for key, known in self.get_many(list(merged)).items():
             if earlier(known, merged[key]) is known:
                 del merged[key]
+        self._remember(merged)
         batch = _batch_of(merged)
         if marker is not None:
             batch.put(_MARKER, _marker.pack(*marker))
@@ -184,6 +229,8 @@ class SightingTable:
         for key in keys:
             batch.delete(key)
         self._write(batch)
+        if self._whole and self._seen.sparse(self.ids_estimate()):
+            self._begin_sweep()
 
     def may_be_expired(self, keys: Sequence[bytes]) -> list[bytes]:
         """Those that the filter holds, and a few that it does not."""
@@ -228,11 +275,54 @@ class SightingTable:
 
     def close(self) -> None:
         """Brings everything to disk and closes."""
+        self._closed = True
         try:
             self._db.flush(True)
+            if self._whole:
+                self._save_seen()
             self._db.close()
         except DbClosedError:
             return
+
+    def filter_bytes(self) -> int:
+        """What the filter of all ids takes in memory."""
+        return self._seen.size_bytes
+
+    def _save_seen(self) -> None:
+        try:
+            self._seen.save(Border(0, self._written()))
+        except OSError as error:
+            log.warning("filter_not_saved", path=str(self._seen_path), error=str(error), then="made anew")
+
+    def _written(self) -> int:
+        """How many changes the table has seen: another number after any."""
+        return int(self._db.latest_sequence_number())
+
+    def _seen_ids(self) -> ExpiredIds:
+        return ExpiredIds(self._seen_path, first_ids=_SEEN_IDS_FIRST, most_ids=_SEEN_IDS_MOST, bits_per_id=_SEEN_BITS)
+
+    def _begin_sweep(self) -> None:
+        self._seen_path.unlink(missing_ok=True)
+        self._seen = self._seen_ids()
+        self._swept = b""
+        self._whole = False
+        self._sweep(1)
+
+    def _sweep(self, most: int) -> None:
+        """Takes the next ids of the table into the filter; those that come meanwhile are put in as they are written."""
+        found = self.page(self._swept, most)
+        if found:
+            self._seen.add(b"".join([key for key, _ in found]))
+            self._swept = found[-1][0]
+            self._grown()
+        self._whole = len(found) < most
+
+    def _remember(self, entries: Mapping[bytes, bytes]) -> None:
+        """Before they are written: whatever is in the table is in the filter."""
+        room = self._seen.size_bytes
+        self._seen.add(entries.keys_joined() if isinstance(entries, Sightings) else b"".join(entries))
+        if self._seen.size_bytes != room:
+            self._grown()
 
     def _write(self, batch: WriteBatch) -> None:
         try:
@@ -245,6 +335,10 @@ def _batch_of(entries: Mapping[bytes, bytes]) -> WriteBatch:
     """In the order of their keys: each goes in beside the one before, which takes a fifth of the time of finding a
     place for hashes as they come."""
     batch = WriteBatch(raw_mode=True)
-    for key in sorted(entries):
-        batch.put(key, entries[key])
+    if isinstance(entries, Sightings):
+        keys, values = entries.by_key()
+    else:
+        keys = sorted(entries)
+        values = [entries[key] for key in keys]
+    deque(map(batch.put, keys, values), maxlen=0)
     return batch

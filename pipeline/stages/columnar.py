@@ -5,18 +5,18 @@ other): this is their fast form for a busy partition, where no event becomes a P
 leaves (see `pipeline.stages.scan`) are decoded one by one and put into the same columns. Pure.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
-from struct import Struct as Packing
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from xxhash import xxh3_128_digest
 
 from pipeline.block import (
     CONTENT_MASK,
+    KEY_BYTES,
     RULES,
     SIGHTING_BYTES,
     Line,
@@ -33,11 +33,15 @@ from pipeline.event import (
     content_hash,
     decode_event,
     derived_id_hash,
+    id_hash,
     parse_document,
     text_hash,
 )
+from pipeline.records import Records
+from pipeline.sightings import Sightings, each, sorted_keys
 from pipeline.stages.decode import LINES_MAX, account_of, empty_record
 from pipeline.stages.dedup import Lookup, conflict_with, unknown_account
+from pipeline.stages.identify import identify
 from pipeline.stages.mapping import Mapper, Mappers, Rule, measure, stored_number
 from pipeline.stages.scan import (
     ABSENT,
@@ -52,6 +56,7 @@ from pipeline.stages.scan import (
     TRANSACTION,
     Scanned,
     gather,
+    grouped,
     same,
     scan,
     split,
@@ -71,8 +76,6 @@ from pipeline.stages.sink import (
 _Ints = npt.NDArray[np.int64]
 _Words = npt.NDArray[np.uint64]
 _Bytes = npt.NDArray[np.uint8]
-_length = Packing("<I").pack
-_LENGTHS: Final = [_length(n) for n in range(1025)]  # an id has at most 256 characters of four bytes
 _sighting = np.dtype([("place", ">u8"), ("rest", ">u8"), ("append_low", ">u2"), ("append_high", ">u2")])
 _DAY_US: Final = 86_400_000_000
 _LOW: Final = np.uint64(0xFFFF_FFFF)
@@ -107,37 +110,38 @@ def warm_up() -> None:
 class Columns:
     """The lines of a block in columns, in the order of the log."""
 
-    def __init__(self, place: Place, records: Sequence[LogRecord], mapper: Mapper) -> None:
+    def __init__(self, place: Place, log_records: Sequence[LogRecord], mapper: Mapper) -> None:
         self.place = place
-        self.records = records
-        values = [record.value or b"" for record in records]
-        self.bytes = b"\n".join(values)
-        buffer = np.frombuffer(self.bytes, np.uint8)
-        record_ends = np.cumsum(np.fromiter(map(len, values), np.int64, len(values)) + 1) - 1
-        self.starts, self.ends, self.record, self.number = split(buffer, record_ends)
-        of_record = np.fromiter((record.offset for record in records), np.int64, len(records))
-        self.offset = of_record[self.record]
-        self.append_ms = np.fromiter((record.append_ms for record in records), np.int64, len(records))[self.record]
+        self.records = records = Records.of(log_records)
+        self.bytes = records.buffer
+        sizes = np.maximum(records.lengths, 0)
+        self.starts, self.ends, self.record, self.number = split(
+            np.frombuffer(self.bytes, np.uint8), records.starts, records.starts + sizes, int(records.lines.sum())
+        )
+        self.offset = records.offsets[self.record]
+        self.append_ms = records.append_ms[self.record]
         self.accounts, account, defaulted, faults = _accounts(records, place.default_account)
-        self.account = account[self.record]
-        self.defaulted = defaulted[self.record]
+        header = records.header[self.record]
+        self.account, self.defaulted = account[header], defaulted[header]
         self.known = np.array([mapper.known_account(name) for name in self.accounts], bool)
         self.wanted = mapper.wanted(self.accounts)
         latest_us = self.append_ms * 1000 + place.ahead_max_us
-        self.found: Scanned = scan(buffer, self.starts, self.ends, latest_us, self.defaulted, self.wanted)
+        self.found: Scanned = scan(
+            np.frombuffer(self.bytes, np.uint8), self.starts, self.ends, latest_us, self.defaulted, self.wanted
+        )
         self.verdicts = np.full(len(self.starts), Verdict.REJECTED, np.uint8)
         self.errors: dict[int, tuple[FieldError, ...]] = {}
         self.events: dict[int, Event] = {}
-        self._refuse(faults)
+        self._refuse(header, faults)
         self._decode_the_rest()
         self.buffer = np.frombuffer(self.bytes, np.uint8)
         self.keys = self._identify()
 
-    def _refuse(self, faults: dict[int, FieldError]) -> None:
+    def _refuse(self, header: _Ints, faults: dict[int, FieldError]) -> None:
         """Lines whose record or account refuses them, whatever they say."""
         taken = self.found.taken
-        for record, fault in faults.items():
-            for row in np.flatnonzero(self.record == record).tolist():
+        for number, fault in faults.items():
+            for row in np.flatnonzero(header == number).tolist():
                 self.errors[row] = (fault,)
                 taken[row] = 0
         for row in np.flatnonzero(self.starts == self.ends).tolist():
@@ -210,85 +214,99 @@ class Columns:
                 found.numbers[row, number] = _words(scaled(exact))
         found.taken[row] = 1
 
-    def _identify(self) -> list[bytes]:
-        """The key of every event, empty for other lines; and verdicts that need no table."""
+    def _identify(self) -> _Words:
+        """The key of every event, low and high word, 0 for other lines; and verdicts that need no table."""
         found, place = self.found, self.place
-        keys = [b""] * len(self.starts)
-        prefixes = [_length(len(name.encode())) + name.encode() for name in self.accounts]
-        named = np.flatnonzero((found.taken == 1) & (found.spans[:, TRANSACTION, 0] >= 0))
-        starts = found.spans[named, TRANSACTION, 0].tolist()
-        lengths = found.spans[named, TRANSACTION, 1].tolist()
-        text, digest, sizes = self.bytes, xxh3_128_digest, _LENGTHS
-        if len(prefixes) == 1:
-            prefix = prefixes[0]
-            hashed = [digest(prefix + sizes[n] + text[i : i + n])[::-1] for i, n in zip(starts, lengths, strict=True)]
-        else:
-            hashed = [
-                digest(prefixes[a] + sizes[n] + text[i : i + n])[::-1]
-                for i, n, a in zip(starts, lengths, self.account[named].tolist(), strict=True)
-            ]
-        if len(named) == len(keys):
-            keys = hashed
-        else:
-            for row, key in zip(named.tolist(), hashed, strict=True):
-                keys[row] = key
-        words = np.frombuffer(b"".join(hashed), "<u8").reshape(-1, 2)
+        spans = found.spans[:, TRANSACTION]
+        has_id = (found.taken == 1) & (spans[:, 0] >= 0)
+        keys, named = identify(self.buffer, spans, has_id.view(np.uint8), self.account, self.accounts)
+        for row in np.flatnonzero(has_id & ~named).tolist():
+            name = self.accounts[int(self.account[row])]
+            keys[row] = _words(id_hash(name, self.text(row, TRANSACTION) or ""))
         n = np.uint64(place.partitions)
-        lies = (words[:, 1] % n * np.uint64((1 << 64) % place.partitions) + words[:, 0] % n) % n
-        self.verdicts[named] = np.where(lies == place.partition, Verdict.ACCEPTED, Verdict.REROUTED)
-        for row in np.flatnonzero((found.taken == 1) & (found.spans[:, TRANSACTION, 0] < 0)).tolist():
+        lies = (keys[:, 1] % n * np.uint64((1 << 64) % place.partitions) + keys[:, 0] % n) % n
+        self.verdicts[has_id & (lies == place.partition)] = Verdict.ACCEPTED
+        self.verdicts[has_id & (lies != place.partition)] = Verdict.REROUTED
+        for row in np.flatnonzero((found.taken == 1) & (spans[:, 0] < 0)).tolist():
             # a derived id carries its position and stays in the partition where it lies
             where = int(self.offset[row]), int(self.number[row])
-            keys[row] = derived_id_hash(place.epoch, place.topic, place.partition, *where).to_bytes(16, "little")
+            keys[row] = _words(derived_id_hash(place.epoch, place.topic, place.partition, *where))
             self.verdicts[row] = Verdict.ACCEPTED
         return keys
 
     def open_keys(self) -> list[bytes]:
-        """The table's keys of the lines whose verdict is still open, in their order."""
-        rows = np.flatnonzero(self.verdicts == Verdict.ACCEPTED)
-        return self.keys if len(rows) == len(self.keys) else [self.keys[row] for row in rows.tolist()]
+        """The table's keys of the lines whose verdict is still open, in an order that suits the table."""
+        return each(self.open[self.order].tobytes(), KEY_BYTES)
 
-    def judge(self, lookup: Lookup) -> dict[bytes, bytes]:
+    @cached_property
+    def open(self) -> _Words:
+        """The keys of the lines whose verdict is open until `judge` settles it, in their order."""
+        keys: _Words = self.keys[self.verdicts == Verdict.ACCEPTED]
+        return keys
+
+    @cached_property
+    def order(self) -> _Ints:
+        """The order of the open keys by their first eight bytes."""
+        return sorted_keys(self.open)
+
+    def judge(self, lookup: Lookup) -> Mapping[bytes, bytes]:
         """Settles first sightings, duplicates and conflicts; what the block adds to the table."""
         rows = np.flatnonzero(self.verdicts == Verdict.ACCEPTED)
-        keys = self.open_keys()
-        entries = pack_sightings(
+        keys, order = self.open, self.order
+        packed = np.empty((len(rows), KEY_BYTES + SIGHTING_BYTES), np.uint8)
+        packed[:, :KEY_BYTES] = keys.view(np.uint8)
+        packed[:, KEY_BYTES:] = pack_sightings(
             self.place.epoch,
             self.offset[rows],
             self.number[rows],
             self.found.content[rows] & np.uint64(CONTENT_MASK),
             self.append_ms[rows] // 1000,
         )
-        seen = lookup(keys)
-        added = dict(zip(keys, entries, strict=True))
-        if not seen and len(added) == len(keys):
-            return added
-        return self._judge_each(rows.tolist(), keys, entries, dict(seen))
+        seen = lookup(self.open_keys())
+        doubtful = self._doubtful(seen)
+        if not len(doubtful):
+            return Sightings(packed, order)
+        added = np.ones(len(rows), bool)
+        added[doubtful] = self._judge_each(rows[doubtful].tolist(), packed[doubtful], seen)
+        number = np.cumsum(added) - 1
+        return Sightings(packed[added], number[order[added[order]]])
 
-    def _judge_each(
-        self, rows: list[int], keys: list[bytes], entries: list[bytes], seen: dict[bytes, bytes]
-    ) -> dict[bytes, bytes]:
+    def _doubtful(self, seen: Mapping[bytes, bytes]) -> _Ints:
+        """Which of the open lines, in their order, have an id that was seen before or that another line may have."""
+        order = self.order
+        first = self.open[order, 0].byteswap()
+        again = np.zeros(len(order), bool)
+        same = first[1:] == first[:-1]
+        again[1:] |= same
+        again[:-1] |= same
+        if seen:
+            words = np.frombuffer(b"".join(seen), ">u8").reshape(-1, 2)[:, 0].astype(np.uint64)
+            at = np.searchsorted(first, words)
+            at = at[at < len(first)]
+            again[at] = True  # whichever it is, others beside it with the same eight bytes are in already
+        return np.sort(order[again])
+
+    def _judge_each(self, rows: list[int], packed: _Bytes, seen: Mapping[bytes, bytes]) -> list[bool]:
+        """Which of these lines, in the order of the log, are first sightings. Verdicts and errors of the others."""
         added: dict[bytes, bytes] = {}
-        for row, key, entry in zip(rows, keys, entries, strict=True):
+        firsts = []
+        for row, both in zip(rows, each(packed.tobytes(), packed.shape[1]), strict=True):
+            key, entry = both[:KEY_BYTES], both[KEY_BYTES:]
             known = added.get(key) or seen.get(key)
-            if known is None:
-                added[key] = entry
-                continue
-            first = unpack_sighting(known)
-            line = unpack_sighting(entry)
-            if first.position >= line.position:
+            first, line = None if known is None else unpack_sighting(known), unpack_sighting(entry)
+            if first is None or first.position >= line.position:
                 added[key] = entry
             elif first.content == line.content:
                 self.verdicts[row] = Verdict.DUPLICATE
             else:
                 self.verdicts[row] = Verdict.CONFLICT
                 self.errors[row] = (conflict_with(first),)
-        return added
+            firsts.append(first is None or first.position >= line.position)
+        return firsts
 
     def key_bytes(self, rows: _Ints) -> bytes:
         """The keys of these lines, one after the other."""
-        keys = self.keys
-        return b"".join(keys if len(rows) == len(keys) else [keys[row] for row in rows.tolist()])
+        return self.keys[rows].tobytes()
 
     def finish(
         self,
@@ -371,7 +389,7 @@ class Columns:
                 errors=self.errors.get(row, ()),
                 headers=record.headers,
                 defaulted=bool(self.defaulted[row]),
-                key=int.from_bytes(self.keys[row], "little"),
+                key=int.from_bytes(self.keys[row].tobytes(), "little"),
                 content=int(self.found.content[row]) & CONTENT_MASK if verdict is Verdict.CONFLICT else 0,
                 verdict=verdict,
             )
@@ -382,44 +400,31 @@ class Columns:
         )
 
 
-def pack_sightings(epoch: int, offset: _Ints, line: _Ints, content: _Words, append_s: _Ints) -> list[bytes]:
-    """Each as `pipeline.block.pack_sighting` packs it."""
+def pack_sightings(epoch: int, offset: _Ints, line: _Ints, content: _Words, append_s: _Ints) -> _Bytes:
+    """Each as `pipeline.block.pack_sighting` packs it, a row each."""
     at = offset.astype(np.uint64)
     packed = np.empty(len(offset), _sighting)
     packed["place"] = np.uint64(epoch << 48) | line.astype(np.uint64) << np.uint64(24) | at >> np.uint64(24)
     packed["rest"] = (at & np.uint64(0xFF_FFFF)) << np.uint64(40) | content
     packed["append_low"] = append_s & 0xFFFF
     packed["append_high"] = append_s >> 16
-    whole = packed.tobytes()
-    return [whole[i : i + SIGHTING_BYTES] for i in range(0, len(whole), SIGHTING_BYTES)]
+    return packed.view(np.uint8).reshape(-1, SIGHTING_BYTES)
 
 
-def _accounts(
-    records: Sequence[LogRecord], default_account: str
-) -> tuple[list[str], _Ints, _Bytes, dict[int, FieldError]]:
-    """The accounts' names; per record the account's number and whether a door filled in the timestamp; and faults."""
-    known: dict[tuple[tuple[str, bytes], ...], tuple[int, bool]] = {}
+def _accounts(records: Records, default_account: str) -> tuple[list[str], _Ints, _Bytes, dict[int, FieldError]]:
+    """The accounts' names; for each of the records' headers the account's number and whether a door filled in the
+    timestamp; and faults."""
     names: dict[str, int] = {}
-    account = np.empty(len(records), np.int64)
-    defaulted = np.zeros(len(records), np.uint8)
+    account = np.zeros(len(records.headers), np.int64)
+    defaulted = np.zeros(len(records.headers), np.uint8)
     faults: dict[int, FieldError] = {}
-    before: tuple[tuple[str, bytes], ...] | None = None
-    for number, record in enumerate(records):
-        if record.headers == before and number - 1 not in faults:
-            account[number], defaulted[number] = account[number - 1], defaulted[number - 1]
-            continue
-        before = record.headers
-        found = known.get(before)
-        if found is None:
-            headers = dict(record.headers)
-            name, fault = account_of(headers.get("account"), default_account)
-            found = names.setdefault(name, len(names)), headers.get("defaulted") == b"timestamp"
-            if fault is None:
-                known[record.headers] = found
-            else:
-                faults[number] = fault
-        account[number] = found[0]
-        defaulted[number] = found[1]
+    for number in np.unique(records.header).tolist():
+        headers = dict(records.headers[number])
+        name, fault = account_of(headers.get("account"), default_account)
+        account[number] = names.setdefault(name, len(names))
+        defaulted[number] = headers.get("defaulted") == b"timestamp"
+        if fault is not None:
+            faults[number] = fault
     return list(names), account, defaulted, faults
 
 
@@ -450,12 +455,15 @@ def _sum(words: _Words, *, signed: bool) -> int:
 def _months(lines: Columns, accepted: _Ints) -> tuple[MonthEntry, ...]:
     if not len(accepted):
         return ()
-    days, day_of = np.unique(lines.found.timestamp_us[accepted] // _DAY_US, return_inverse=True)
-    month_of_day = np.array([month_of(int(day) * _DAY_US) for day in days])
-    months = month_of_day[day_of]
+    days = lines.found.timestamp_us[accepted] // _DAY_US
+    days -= (first := int(days.min()))
+    used = np.flatnonzero(np.bincount(days))  # of 47,000 days at most, between 1970 and 2100
+    month_of_day = np.zeros(int(used[-1]) + 1, np.int64)
+    month_of_day[used] = [month_of((first + day) * _DAY_US) for day in used.tolist()]
+    months = month_of_day[days]
     keys = np.frombuffer(lines.key_bytes(accepted), "<u8").reshape(-1, 2)
     found = []
-    for month in sorted(set(month_of_day.tolist())):
+    for month in np.unique(month_of_day[used]).tolist():
         within = months == month
         values = lines.found.value[accepted[within]]
         found.append((month, int(within.sum()), _sum(values, signed=True), _sum(keys[within], signed=False)))
@@ -519,7 +527,7 @@ def _columns(  # noqa: PLR0917 - called once
 
 
 def _texts(buffer: _Bytes, starts: _Ints, lengths: _Ints, kind: pa.DataType) -> pa.Array:
-    offsets, pieces = gather(buffer, starts, np.maximum(lengths, 0))
+    offsets, pieces = gather(buffer, starts, lengths)
     return pa.Array.from_buffers(kind, len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(pieces)])
 
 
@@ -537,6 +545,11 @@ class _Part(NamedTuple):
 
 def _stretches(starts: Sequence[int], timestamps: _Ints, rows: _Ints) -> Iterator[tuple[int, _Ints]]:
     """A timestamp of each stretch between two revisions that has rows, and those rows."""
+    given = timestamps[rows]
+    first, last = np.searchsorted(np.array(starts, np.int64), [given.min(), given.max()], side="right")
+    if first == last:
+        yield int(given[0]), rows
+        return
     stretch = np.searchsorted(np.array(starts, np.int64), timestamps[rows], side="right")
     for number in np.unique(stretch).tolist():
         within = rows[stretch == number]
@@ -566,7 +579,7 @@ def _meters(lines: Columns, accepted: _Ints, mapper: Mapper) -> dict[str, pa.Arr
     timestamps = found.timestamp_us[accepted]
     is_feature = (found.spans[accepted, FEATURE, 0] >= 0).astype(np.uint64)
     mixed = found.name[accepted] * np.uint64(2654435761) + lines.account[accepted].astype(np.uint64) * np.uint64(2)
-    _, first, group_of = np.unique(mixed + is_feature, return_index=True, return_inverse=True)
+    first, group_of = grouped(mixed + is_feature)
     if not _alike(lines, accepted, first[group_of]):
         first, group_of = _grouped(lines, accepted)
     groups: list[list[_Part]] = []
@@ -606,10 +619,9 @@ def _meters(lines: Columns, accepted: _Ints, mapper: Mapper) -> dict[str, pa.Arr
 
 def _alike(lines: Columns, accepted: _Ints, first: _Ints) -> bool:
     """Whether every row has account and name of its group's first row; hashes may be made to collide."""
-    spans, others = lines.found.spans[accepted], lines.found.spans[accepted[first]]
-    same_account = np.array_equal(lines.account[accepted], lines.account[accepted[first]])
-    return same_account and all(
-        same(lines.buffer, spans[:, number], others[:, number]) for number in (EVENT_NAME, FEATURE)
+    others = accepted[first]
+    return bool(np.array_equal(lines.account[accepted], lines.account[others])) and all(
+        same(lines.buffer, lines.found.spans, accepted, others, number) for number in (EVENT_NAME, FEATURE)
     )
 
 

@@ -5,6 +5,7 @@ from typing import Final
 
 from pipeline.block import Line, LogRecord
 from pipeline.event import EventError, FieldError, decode_event
+from pipeline.records import Records
 
 LINES_MAX: Final = 1 << 24  # a line's number has 24 bits in the table of first sightings
 
@@ -50,8 +51,9 @@ def catalog_stamp(records: Iterable[LogRecord]) -> int:
     """The newest catalog version that a door has stamped on the records; -1 when none has. A stamp that is no
     number says nothing."""
     newest = -1
-    for record in records:
-        for name, value in record.headers:
+    headers = records.used_headers() if isinstance(records, Records) else [record.headers for record in records]
+    for given in headers:
+        for name, value in given:
             if name == "catalog" and len(value) <= 18 and value.isdigit():
                 newest = max(newest, int(value))
     return newest

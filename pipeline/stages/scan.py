@@ -12,8 +12,13 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from pipeline.compiled import byte_at as _byte
+from pipeline.compiled import compiled
+from pipeline.compiled import half_at as _half
+from pipeline.compiled import put_word as _put
+from pipeline.compiled import trailing_zeros as _zeros
+from pipeline.compiled import word_at as _word
 from pipeline.event import (
     DATA_BYTES_MAX,
     ID_CHARS_MAX,
@@ -28,6 +33,7 @@ from pipeline.event import (
     TAG_TEXT,
     TAG_TRUE,
     YEAR_2100_US,
+    text_hash,
 )
 
 #: What a wanted key of the data holds.
@@ -67,10 +73,10 @@ class Scanned(NamedTuple):
     numbers: _Words
 
 
-def split(buffer: _Bytes, record_ends: _Ints) -> tuple[_Ints, _Ints, _Ints, _Ints]:
-    """Start, end, record and number of every line that is not blank. `record_ends`: where each record's bytes end;
-    one byte between two records belongs to neither. A record without lines has one empty line."""
-    return _split(buffer, record_ends)  # type: ignore[no-any-return]
+def split(buffer: _Bytes, starts: _Ints, ends: _Ints, lines: int) -> tuple[_Ints, _Ints, _Ints, _Ints]:
+    """Start, end, record and number of every line that is not blank. `starts`, `ends`: where each record's bytes lie.
+    `lines`: at least as many as there are line feeds and records. A record without lines has one empty line."""
+    return _split(buffer, starts, ends, lines)  # type: ignore[no-any-return]
 
 
 def scan(
@@ -93,22 +99,28 @@ def scan(
     names = [key.encode() for key in wanted]
     wanted_bytes = np.frombuffer(b"".join(names) or b"\0", np.uint8)
     wanted_ends = np.cumsum([0, *map(len, names)]).astype(np.int64)
-    _scan(buffer, starts, ends, latest_us, stampless, wanted_bytes, wanted_ends, *found)
+    wanted_hashes = np.array([text_hash(key) for key in wanted], np.uint64)
+    _scan(buffer, starts, ends, latest_us, stampless, wanted_hashes, wanted_bytes, wanted_ends, *found)
     return found
 
 
 def gather(buffer: _Bytes, starts: _Ints, lengths: _Ints) -> tuple[npt.NDArray[np.int32], _Bytes]:
-    """The pieces [start, start + length) one after the other, with the offsets at which they begin and end."""
-    offsets = np.zeros(len(starts) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    pieces = np.empty(int(offsets[-1]), np.uint8)
-    _gather(buffer, np.ascontiguousarray(starts), lengths, pieces)
-    return offsets.astype(np.int32), pieces
+    """The pieces [start, start + length) one after the other, with the offsets at which they begin and end; a negative
+    length is none."""
+    offsets = np.zeros(len(starts) + 1, np.int32)
+    pieces = np.empty(_sum(lengths) + 8, np.uint8)
+    _gather(buffer, starts, lengths, offsets, pieces)
+    return offsets, pieces[:-8]
 
 
-def same(buffer: _Bytes, one: _Ints, other: _Ints) -> bool:
-    """Whether the pieces of `one` (start, length; start -1 for none) read like those of `other`, row by row."""
-    return bool(_same(buffer, np.ascontiguousarray(one), np.ascontiguousarray(other)))
+def grouped(mixed: _Words) -> tuple[_Ints, _Ints]:
+    """The first row of each value, in their order, and which of them each row has."""
+    return _grouped(mixed, np.zeros(1 << (2 * len(mixed)).bit_length(), np.int64))  # type: ignore[no-any-return]
+
+
+def same(buffer: _Bytes, spans: _Ints, rows: _Ints, others: _Ints, field: int) -> bool:
+    """Whether a field's pieces (start, length; start -1 for none) of these rows read like those of the others."""
+    return bool(_same(buffer, spans, rows, others, field))
 
 
 # ------------------------------------------------------------------------------------------------ hashing
@@ -130,12 +142,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
-def _compiled(function: Any) -> Any:
-    """Compiled when first called, and kept on disk for the next process."""
-    try:
-        return njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # neither this folder nor the user's cache may be written: each process compiles for itself
-        return njit(nogil=True, error_model="numpy")(function)
+_compiled = compiled
 
 
 @_compiled
@@ -148,22 +155,6 @@ def _avalanche(h: Any) -> Any:
     h = (h ^ (h >> np.uint64(33))) * _P2
     h = (h ^ (h >> np.uint64(29))) * _P3
     return h ^ (h >> _U32)
-
-
-@_compiled
-def _word(buffer: Any, i: Any) -> Any:
-    word = np.uint64(buffer[i])
-    for k in range(1, 8):
-        word |= np.uint64(buffer[i + k]) << np.uint64(8 * k)
-    return word
-
-
-@_compiled
-def _half(buffer: Any, i: Any) -> Any:
-    word = np.uint64(buffer[i])
-    for k in range(1, 4):
-        word |= np.uint64(buffer[i + k]) << np.uint64(8 * k)
-    return word
 
 
 @_compiled
@@ -196,7 +187,7 @@ def _xxh64(buffer: Any, start: Any, end: Any, seed: Any) -> Any:
         h = _rotate(h ^ (_half(buffer, i) * _P1), 23) * _P2 + _P3
         i += 4
     while i < end:
-        h = _rotate(h ^ (np.uint64(buffer[i]) * _P5), 11) * _P1
+        h = _rotate(h ^ (np.uint64(_byte(buffer, i)) * _P5), 11) * _P1
         i += 1
     return _avalanche(h)
 
@@ -248,78 +239,161 @@ def _number_hash(negative: Any, digits: Any, fraction: Any) -> Any:
 
 
 @_compiled
-def _split(buffer: Any, record_ends: Any) -> Any:
-    most = len(record_ends)
-    for i in range(len(buffer)):
-        if buffer[i] == 10:
-            most += 1
+def _split(buffer: Any, record_starts: Any, record_ends: Any, most: Any) -> Any:
     starts = np.empty(most, np.int64)
     ends = np.empty(most, np.int64)
     records = np.empty(most, np.int64)
     numbers = np.empty(most, np.int64)
+    whole = len(buffer) - 8
     count = 0
-    begin = 0
     for record in range(len(record_ends)):
-        stop = record_ends[record]
+        begin, stop = record_starts[record], record_ends[record]
         found = False
         number = 0
         start = begin
         i = begin
-        blank = True
         while i <= stop:
-            if i == stop or buffer[i] == 10:
-                if not blank:
-                    starts[count], ends[count], records[count], numbers[count] = start, i, record, number
-                    count += 1
-                    found = True
-                start = i + 1
-                number += 1
-                blank = True
-            elif buffer[i] > 32 or not (buffer[i] == 32 or 9 <= buffer[i] <= 13):
-                blank = False
+            while i < stop and i <= whole:  # to the next line feed, eight bytes at a time
+                feeds = _zero_bytes(_word(buffer, i) ^ _FEEDS)
+                if feeds != _U0:
+                    i += _zeros(feeds) >> 3
+                    break
+                i += 8
+            while i < stop and _byte(buffer, i) != 10:
+                i += 1
+            i = min(i, stop)
+            at = start
+            while at < i and (_byte(buffer, at) == 32 or 9 <= _byte(buffer, at) <= 13):
+                at += 1
+            if at < i:
+                starts[count], ends[count], records[count], numbers[count] = start, i, record, number
+                count += 1
+                found = True
             i += 1
+            start = i
+            number += 1
         if not found:
             starts[count], ends[count], records[count], numbers[count] = begin, begin, record, 0
             count += 1
-        begin = stop + 1
     return starts[:count], ends[:count], records[:count], numbers[:count]
 
 
 @_compiled
-def _gather(buffer: Any, starts: Any, lengths: Any, pieces: Any) -> None:
-    at = 0
-    for row in range(len(starts)):
-        start = starts[row]
-        for k in range(lengths[row]):
-            pieces[at + k] = buffer[start + k]
-        at += lengths[row]
+def _sum(lengths: Any) -> Any:
+    total = 0
+    for row in range(len(lengths)):
+        total += max(lengths[row], 0)
+    return total
 
 
 @_compiled
-def _same(buffer: Any, one: Any, other: Any) -> Any:
-    for row in range(len(one)):
-        if one[row, 1] != other[row, 1] or (one[row, 0] < 0) != (other[row, 0] < 0):
+def _copy(buffer: Any, start: Any, length: Any, pieces: Any, at: Any) -> None:
+    """Copies a piece. Where there is room it writes up to seven bytes beyond, which the next piece overwrites."""
+    if start + length + 8 <= len(buffer) and at + length + 8 <= len(pieces):
+        k = 0
+        while k < length:
+            _put(pieces, at + k, _word(buffer, start + k))
+            k += 8
+    else:
+        for k in range(length):
+            pieces[at + k] = _byte(buffer, start + k)
+
+
+@_compiled
+def _gather(buffer: Any, starts: Any, lengths: Any, offsets: Any, pieces: Any) -> None:
+    at = 0
+    for row in range(len(starts)):
+        length = lengths[row]
+        if length > 0:
+            _copy(buffer, starts[row], length, pieces, at)
+            at += length
+        offsets[row + 1] = at
+
+
+@_compiled
+def _equal(buffer: Any, one: Any, other: Any, length: Any) -> Any:
+    """Whether two pieces of the same length read alike."""
+    if one == other:
+        return True
+    k = 0
+    while k + 8 <= length:
+        if _word(buffer, one + k) != _word(buffer, other + k):
             return False
-        if one[row, 0] == other[row, 0]:
-            continue
-        for k in range(one[row, 1]):
-            if buffer[one[row, 0] + k] != buffer[other[row, 0] + k]:
-                return False
+        k += 8
+    while k < length:
+        if _byte(buffer, one + k) != _byte(buffer, other + k):
+            return False
+        k += 1
     return True
 
 
 @_compiled
+def _same(buffer: Any, spans: Any, rows: Any, others: Any, field: Any) -> Any:
+    for i in range(len(rows)):
+        one, other = rows[i], others[i]
+        start, begin, length = spans[one, field, 0], spans[other, field, 0], spans[one, field, 1]
+        if length != spans[other, field, 1] or (start < 0) != (begin < 0):
+            return False
+        if not _equal(buffer, start, begin, length):
+            return False
+    return True
+
+
+@_compiled
+def _grouped(mixed: Any, table: Any) -> Any:
+    firsts = np.empty(len(mixed), np.int64)
+    groups = np.empty(len(mixed), np.int64)
+    mask = np.uint64(len(table) - 1)
+    count = 0
+    for row in range(len(mixed)):
+        at = (mixed[row] * _P1 >> _U32) & mask
+        while table[at] != 0 and mixed[firsts[table[at] - 1]] != mixed[row]:
+            at = (at + _U1) & mask
+        if table[at] == 0:
+            firsts[count] = row
+            count += 1
+            table[at] = count
+        groups[row] = table[at] - 1
+    return firsts[:count], groups
+
+
+@_compiled
 def _space(buffer: Any, i: Any, end: Any) -> Any:
-    while i < end and (buffer[i] == 32 or buffer[i] == 9 or buffer[i] == 13 or buffer[i] == 10):
+    while i < end:
+        c = _byte(buffer, i)
+        if c > 32 or (c != 32 and c != 9 and c != 13 and c != 10):
+            break
         i += 1
     return i
+
+
+_ONES = np.uint64(0x0101010101010101)
+_HIGHS = np.uint64(0x8080808080808080)
+_FEEDS = np.uint64(0x0A0A0A0A0A0A0A0A)
+_QUOTES = np.uint64(0x2222222222222222)
+_ESCAPES = np.uint64(0x5C5C5C5C5C5C5C5C)
+_SPACES = np.uint64(0x2020202020202020)
+
+
+@_compiled
+def _zero_bytes(word: Any) -> Any:
+    """A word whose lowest bit that is set lies in the lowest byte of `word` that is 0; bits above mean nothing."""
+    return (word - _ONES) & ~word & _HIGHS
 
 
 @_compiled
 def _string_end(buffer: Any, i: Any, end: Any) -> Any:
     """Where the text that begins at i is closed; -1 when it is not, or has an escape or a control character."""
+    while i + 8 <= end:
+        word = _word(buffer, i)
+        control = (word - _SPACES) & ~word & _HIGHS
+        found = _zero_bytes(word ^ _QUOTES) | _zero_bytes(word ^ _ESCAPES) | control
+        if found != _U0:
+            i += _zeros(found) >> 3
+            return i if _byte(buffer, i) == 34 else -1
+        i += 8
     while i < end:
-        c = buffer[i]
+        c = _byte(buffer, i)
         if c == 34:
             return i
         if c == 92 or c < 32:
@@ -329,10 +403,22 @@ def _string_end(buffer: Any, i: Any, end: Any) -> Any:
 
 
 @_compiled
+def _ascii(buffer: Any, i: Any, end: Any) -> Any:
+    bits = _U0
+    while i + 8 <= end:
+        bits |= _word(buffer, i)
+        i += 8
+    while i < end:
+        bits |= np.uint64(_byte(buffer, i))
+        i += 1
+    return bits & _HIGHS == _U0
+
+
+@_compiled
 def _utf8(buffer: Any, i: Any, end: Any) -> Any:
     """Whether the bytes are well-formed UTF-8 (Unicode, table 3-7)."""
     while i < end:
-        c = buffer[i]
+        c = _byte(buffer, i)
         if c < 0x80:
             i += 1
             continue
@@ -353,10 +439,10 @@ def _utf8(buffer: Any, i: Any, end: Any) -> Any:
                 high = 0x8F
         else:
             return False
-        if i + more >= end or not low <= buffer[i + 1] <= high:
+        if i + more >= end or not low <= _byte(buffer, i + 1) <= high:
             return False
         for k in range(2, more + 1):
-            if not 0x80 <= buffer[i + k] <= 0xBF:
+            if not 0x80 <= _byte(buffer, i + k) <= 0xBF:
                 return False
         i += more + 1
     return True
@@ -367,30 +453,30 @@ def _number(buffer: Any, i: Any, end: Any) -> Any:
     """A number of at most 18 digits without exponent: where it ends (-1: none such), its sign, its digits, and how
     many of them lie behind the point."""
     negative = False
-    if i < end and buffer[i] == 45:
+    if i < end and _byte(buffer, i) == 45:
         negative = True
         i += 1
     first = i
     digits = _U0
-    while i < end and 48 <= buffer[i] <= 57:
+    while i < end and 48 <= _byte(buffer, i) <= 57:
         if i - first < 18:
-            digits = digits * _U10 + np.uint64(buffer[i] - 48)
+            digits = digits * _U10 + np.uint64(_byte(buffer, i) - 48)
         i += 1
     whole = i - first
-    if whole == 0 or whole > 18 or (whole > 1 and buffer[first] == 48):
+    if whole == 0 or whole > 18 or (whole > 1 and _byte(buffer, first) == 48):
         return -1, negative, digits, 0
     fraction = 0
-    if i < end and buffer[i] == 46:
+    if i < end and _byte(buffer, i) == 46:
         i += 1
         point = i
-        while i < end and 48 <= buffer[i] <= 57:
+        while i < end and 48 <= _byte(buffer, i) <= 57:
             if whole + i - point < 18:
-                digits = digits * _U10 + np.uint64(buffer[i] - 48)
+                digits = digits * _U10 + np.uint64(_byte(buffer, i) - 48)
             i += 1
         fraction = i - point
         if fraction == 0 or whole + fraction > 18:
             return -1, negative, digits, 0
-    if i < end and (buffer[i] == 101 or buffer[i] == 69):
+    if i < end and (_byte(buffer, i) == 101 or _byte(buffer, i) == 69):
         return -1, negative, digits, 0
     return i, negative, digits, fraction
 
@@ -414,7 +500,7 @@ def _scaled(negative: Any, digits: Any, fraction: Any) -> Any:
 @_compiled
 def _two(buffer: Any, i: Any) -> Any:
     """Two digits; -1 when they are none."""
-    a, b = buffer[i], buffer[i + 1]
+    a, b = _byte(buffer, i), _byte(buffer, i + 1)
     if 48 <= a <= 57 and 48 <= b <= 57:
         return (np.int64(a) - 48) * 10 + np.int64(b) - 48
     return -1
@@ -423,9 +509,11 @@ def _two(buffer: Any, i: Any) -> Any:
 @_compiled
 def _instant(buffer: Any, i: Any, end: Any) -> Any:
     """Microseconds of an RFC 3339 instant; -1 for what needs a closer look."""
-    if end - i < 20 or buffer[i + 4] != 45 or buffer[i + 7] != 45 or buffer[i + 13] != 58 or buffer[i + 16] != 58:
+    if end - i < 20 or _byte(buffer, i + 4) != 45 or _byte(buffer, i + 7) != 45:
         return -1
-    if buffer[i + 10] != 84:
+    if _byte(buffer, i + 13) != 58 or _byte(buffer, i + 16) != 58:
+        return -1
+    if _byte(buffer, i + 10) != 84:
         return -1
     century, rest = _two(buffer, i), _two(buffer, i + 2)
     month, day = _two(buffer, i + 5), _two(buffer, i + 8)
@@ -445,28 +533,28 @@ def _instant(buffer: Any, i: Any, end: Any) -> Any:
         return -1
     i += 19
     us = np.int64(0)
-    if buffer[i] == 46:
+    if _byte(buffer, i) == 46:
         i += 1
         unit = np.int64(100_000)
         first = i
-        while i < end and 48 <= buffer[i] <= 57:
-            us += (np.int64(buffer[i]) - 48) * unit
+        while i < end and 48 <= _byte(buffer, i) <= 57:
+            us += (np.int64(_byte(buffer, i)) - 48) * unit
             unit //= 10
             i += 1
         if i == first or i == end:
             return -1
     offset = 0
-    if buffer[i] == 90:
+    if _byte(buffer, i) == 90:
         if i + 1 != end:
             return -1
-    elif buffer[i] == 43 or buffer[i] == 45:
-        if i + 6 != end or buffer[i + 3] != 58:
+    elif _byte(buffer, i) == 43 or _byte(buffer, i) == 45:
+        if i + 6 != end or _byte(buffer, i + 3) != 58:
             return -1
         hours, minutes = _two(buffer, i + 1), _two(buffer, i + 4)
         if not 0 <= hours <= 23 or not 0 <= minutes <= 59:
             return -1
         offset = hours * 3600 + minutes * 60
-        if buffer[i] == 45:
+        if _byte(buffer, i) == 45:
             offset = -offset
     else:
         return -1
@@ -480,28 +568,63 @@ def _instant(buffer: Any, i: Any, end: Any) -> Any:
     return found if 0 <= found < YEAR_2100_US else -1
 
 
-_NAMES = np.frombuffer(b"clientIdtimestamptransactionIdeventNamefeatureIdvaluekindentityIddata", np.uint8)
-_NAME_ENDS = np.array([0, 8, 17, 30, 39, 48, 53, 57, 65, 69])
 _CLIENT_ID, _TIMESTAMP, _TRANSACTION_ID, _EVENT_NAME, _FEATURE_ID, _VALUE, _KIND, _ENTITY_ID, _DATA = range(9)
+
+
+def _first_and_last(name: bytes) -> tuple[int, int]:
+    """A name's first and its last eight bytes; together with its length they are all of it, up to sixteen."""
+    return int.from_bytes(name[:8], "little"), int.from_bytes(name[-8:], "little")
+
+
+_C, _T, _I, _N, _F, _V, _K, _E, _D = (
+    tuple(map(np.uint64, _first_and_last(name)))
+    for name in (
+        b"clientId", b"timestamp", b"transactionId", b"eventName", b"featureId", b"value", b"kind", b"entityId", b"data"
+    )
+)  # fmt: skip
 _DELTA = np.frombuffer(b"delta", np.uint8)
 _LITERALS = np.frombuffer(b"truefalsenull", np.uint8)
 
 
 @_compiled
-def _which(buffer: Any, start: Any, end: Any, names: Any, ends: Any) -> Any:
-    """Number of the name that the bytes are; -1 for none."""
+def _field(buffer: Any, start: Any, end: Any) -> Any:
+    """Number of the event's field that the bytes name; -1 for none."""
     length = end - start
+    if length >= 8:
+        first, last = _word(buffer, start), _word(buffer, end - 8)
+        if length == 9:
+            if first == _T[0] and last == _T[1]:
+                return _TIMESTAMP
+            if first == _N[0] and last == _N[1]:
+                return _EVENT_NAME
+            if first == _F[0] and last == _F[1]:
+                return _FEATURE_ID
+        elif length == 8:
+            if first == _C[0]:
+                return _CLIENT_ID
+            if first == _E[0]:
+                return _ENTITY_ID
+        elif length == 13 and first == _I[0] and last == _I[1]:
+            return _TRANSACTION_ID
+    elif length >= 4:
+        first = _half(buffer, start)
+        if length == 4:
+            if first == _D[0]:
+                return _DATA
+            if first == _K[0]:
+                return _KIND
+        elif length == 5 and first | np.uint64(_byte(buffer, start + 4)) << _U32 == _V[0]:
+            return _VALUE
+    return -1
+
+
+@_compiled
+def _which(buffer: Any, start: Any, end: Any, name: Any, hashes: Any, names: Any, ends: Any) -> Any:
+    """Number of the wanted key that the bytes are, whose hash is `name`; -1 for none."""
     for number in range(len(ends) - 1):
-        first = ends[number]
-        if ends[number + 1] - first != length:
-            continue
-        same = True
-        for k in range(length):
-            if buffer[start + k] != names[first + k]:
-                same = False
-                break
-        if same:
-            return number
+        if hashes[number] == name and ends[number + 1] - ends[number] == end - start:
+            if _is(buffer, start, end, names, ends[number], ends[number + 1]):
+                return number
     return -1
 
 
@@ -510,7 +633,7 @@ def _is(buffer: Any, i: Any, end: Any, text: Any, first: Any, last: Any) -> Any:
     if i + (last - first) > end:
         return False
     for k in range(last - first):
-        if buffer[i + k] != text[first + k]:
+        if _byte(buffer, i + k) != text[first + k]:
             return False
     return True
 
@@ -526,6 +649,7 @@ def _document(
     i: Any,
     end: Any,
     row: Any,
+    wanted_hashes: Any,
     wanted_bytes: Any,
     wanted_ends: Any,
     kinds: Any,
@@ -550,7 +674,7 @@ def _document(
         i = _space(buffer, i, end)
         if i >= end:
             return -1, _U0
-        c = buffer[i]
+        c = _byte(buffer, i)
         value = _U0
         if state == _KEY_OR_END or state == _KEY:
             if c == 34:
@@ -565,9 +689,9 @@ def _document(
                 known += 1
                 names[depth] = name
                 if depth == 0:
-                    want = _which(buffer, i + 1, stop, wanted_bytes, wanted_ends)
+                    want = _which(buffer, i + 1, stop, name, wanted_hashes, wanted_bytes, wanted_ends)
                 i = _space(buffer, stop + 1, end)
-                if i >= end or buffer[i] != 58:
+                if i >= end or _byte(buffer, i) != 58:
                     return -1, _U0
                 i += 1
                 state = _ANY
@@ -645,6 +769,7 @@ def _scan(
     ends: Any,
     latest_us: Any,
     stampless: Any,
+    wanted_hashes: Any,
     wanted_bytes: Any,
     wanted_ends: Any,
     taken: Any,
@@ -669,7 +794,7 @@ def _scan(
             continue
         start = i
         i = _space(buffer, i, end)
-        if i >= end or buffer[i] != 123:
+        if i >= end or _byte(buffer, i) != 123:
             continue
         i += 1
         given = 0
@@ -680,17 +805,17 @@ def _scan(
         good = False
         while True:
             i = _space(buffer, i, end)
-            if i >= end or buffer[i] != 34:
+            if i >= end or _byte(buffer, i) != 34:
                 break
             stop = _string_end(buffer, i + 1, end)
             if stop < 0:
                 break
-            field = _which(buffer, i + 1, stop, _NAMES, _NAME_ENDS)
+            field = _field(buffer, i + 1, stop)
             if field < 0 or given & (1 << field):
                 break
             given |= 1 << field
             i = _space(buffer, stop + 1, end)
-            if i >= end or buffer[i] != 58:
+            if i >= end or _byte(buffer, i) != 58:
                 break
             i = _space(buffer, i + 1, end)
             if i >= end:
@@ -703,10 +828,10 @@ def _scan(
                 value_low, value_high = _scaled(negative, digits, fraction)
                 i = stop
             elif field == _DATA:
-                if buffer[i] != 123:
+                if _byte(buffer, i) != 123:
                     break
                 stop, document = _document(
-                    buffer, i, end, row, wanted_bytes, wanted_ends, kinds, texts, numbers,
+                    buffer, i, end, row, wanted_hashes, wanted_bytes, wanted_ends, kinds, texts, numbers,
                     keys, totals, counts, names, bases, arrays,
                 )  # fmt: skip
                 if stop < 0 or stop - i > DATA_BYTES_MAX:
@@ -714,7 +839,7 @@ def _scan(
                 spans[row, DATA, 0], spans[row, DATA, 1] = i, stop - i
                 i = stop
             else:
-                if buffer[i] != 34:
+                if _byte(buffer, i) != 34:
                     break
                 i += 1
                 stop = _string_end(buffer, i, end)
@@ -745,16 +870,16 @@ def _scan(
             i = _space(buffer, i, end)
             if i >= end:
                 break
-            if buffer[i] == 125:
+            if _byte(buffer, i) == 125:
                 good = _space(buffer, i + 1, end) == end
                 break
-            if buffer[i] != 44:
+            if _byte(buffer, i) != 44:
                 break
             i += 1
         named = (given >> _EVENT_NAME) & 1, (given >> _FEATURE_ID) & 1
         if not good or us < 0 or us > latest_us[row] or spans[row, CLIENT, 0] < 0 or (named[0] and named[1]):
             continue
-        if not _utf8(buffer, start, end):
+        if not _ascii(buffer, start, end) and not _utf8(buffer, start, end):
             continue
         content = _EVENT
         name = _NONE

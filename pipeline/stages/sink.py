@@ -56,7 +56,7 @@ class Block(msgspec.Struct, kw_only=True, gc=False):
     append_ms_max: int
     months: tuple[MonthEntry, ...]
     rows: pa.RecordBatch | None
-    sightings: dict[bytes, bytes]
+    sightings: Mapping[bytes, bytes]
     rejects: tuple[Line, ...]
     repeats: pa.RecordBatch | None
     forwards: tuple[Line, ...]

@@ -124,6 +124,7 @@ def fill_by_files(tables: Tables, table: SightingTable, folder: Path, ids: int, 
             writer[key] = value
         writer.finish()
         files.append(file)
+        table._seen.add(b"".join(keys))  # as for everything that the table writes itself: its filter must be whole
         sample += keys[:: max(1, len(keys) // 2_000)]
     if files:
         how = IngestExternalFileOptions()

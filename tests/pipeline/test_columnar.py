@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from pipeline.stages import columnar
 from pipeline.stages import scan as scanner
 from pipeline.stages.build import RuleSet, build_block
 from pipeline.stages.columnar import Columns
+from pipeline.stages.identify import BYTES_MAX, BYTES_MIN, identify
 from pipeline.stages.mapping import Mapper, Mappers
 from pipeline.stages.scan import scan, split
 from pipeline.stages.sink import Block
@@ -289,13 +291,54 @@ def test_the_hash_is_xxh64(text: bytes) -> None:
     assert int(scanner._xxh64(buffer, 0, len(text), np.uint64(77))) == xxh64_intdigest(text, 77)
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.text(max_size=160).map(str.encode)), min_size=1, max_size=8),
+    st.lists(st.text(min_size=1, max_size=90), min_size=4, max_size=4),
+)
+@settings(max_examples=200, deadline=None)
+def test_ids_are_named_as_the_library_names_them(ids: list[tuple[int, bytes]], accounts: list[str]) -> None:
+    """Those of usual length here, the others left to it; none mistaken for another."""
+    buffer = np.frombuffer(b"".join(text for _, text in ids) or b"\0", np.uint8)
+    sizes = np.array([len(text) for _, text in ids])
+    spans = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)
+    account = np.array([number for number, _ in ids])
+    keys, named = identify(buffer, spans, np.ones(len(ids), np.uint8), account, accounts)
+    for row, (number, text) in enumerate(ids):
+        size = 8 + len(accounts[number].encode()) + len(text)
+        assert named[row] == (BYTES_MIN <= size <= BYTES_MAX)
+        if named[row]:
+            assert int.from_bytes(keys[row].tobytes(), "little") == id_hash(accounts[number], text.decode())
+
+
+@given(st.lists(st.tuples(st.binary(max_size=40), st.booleans()), max_size=9))
+def test_pieces_are_gathered_whole(given_pieces: list[tuple[bytes, bool]]) -> None:
+    """Of any length, to the last byte of the buffer; a negative length is none."""
+    buffer = np.frombuffer(b"".join(piece for piece, _ in given_pieces) or b"\0", np.uint8)
+    sizes = np.array([len(piece) for piece, _ in given_pieces], np.int64)
+    starts = np.cumsum(sizes) - sizes
+    lengths = np.where(np.array([there for _, there in given_pieces], bool), sizes, -1)
+    offsets, pieces = scanner.gather(buffer, starts, lengths)
+    whole = pieces.tobytes()
+    assert [whole[a:b] for a, b in pairwise(offsets.tolist())] == [p if there else b"" for p, there in given_pieces]
+
+
+@given(st.lists(st.integers(0, (1 << 64) - 1) | st.integers(0, 4), min_size=1, max_size=60))
+def test_rows_are_grouped_by_value(values: list[int]) -> None:
+    """In the order of their first rows."""
+    first, group = scanner.grouped(np.array(values, np.uint64))
+    assert [values[row] for row in first.tolist()] == list(dict.fromkeys(values))
+    assert [values[first[number]] for number in group.tolist()] == values
+
+
 @given(st.lists(st.binary(max_size=12), min_size=1, max_size=6))
 @settings(max_examples=150, deadline=None)
 def test_lines_are_cut_as_bytes_are(values: list[bytes]) -> None:
     """At line feeds alone; blank lines count as numbers only."""
     buffer = np.frombuffer(b"\n".join(values) or b"\0", np.uint8)
     ends = np.cumsum([len(value) + 1 for value in values]) - 1
-    found = [column.tolist() for column in split(buffer, ends)]
+    found = [
+        column.tolist() for column in split(buffer, ends - [len(value) for value in values], ends, len(buffer) + 1)
+    ]
     expected = []
     at = 0
     for record, value in enumerate(values):

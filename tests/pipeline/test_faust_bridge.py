@@ -12,8 +12,9 @@ from typing import Any
 import aiokafka
 import faust
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import TopicPartition, codec
 from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer import fetcher as fetcher_module
 from aiokafka.consumer import subscription_state
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator, OffsetCommitRequest
@@ -65,8 +66,11 @@ def sent_fields(request: OffsetCommitRequest) -> tuple[Any, ...]:
              "flow_active", "should_stop"],
         ),
         (Fetcher, ["fetched_records", "seek_to", "_update_fetch_positions"]),
-        (FetchResult, ["getall", "check_assignment", "_update_position"]),
+        (FetchResult, ["getall", "check_assignment", "has_more", "_update_position"]),
         (PartitionRecords, ["_consumer_record"]),
+        (fetcher_module, ["MemoryRecords"]),
+        (MemoryRecords, ["has_next", "next_batch", "size_in_bytes"]),
+        (codec, ["gzip_decode", "snappy_decode", "lz4_decode", "zstd_decode"]),
         (subscription_state.SubscriptionState, ["fetch_context", "subscription", "seek"]),
         (subscription_state.Assignment, ["state_value", "active"]),
         (subscription_state.TopicPartitionState, ["position", "has_valid_position"]),
@@ -85,7 +89,7 @@ def sent_fields(request: OffsetCommitRequest) -> tuple[Any, ...]:
 )  # fmt: skip
 def test_what_the_bridge_overrides_and_calls_exists(owner: Any, names: list[str]) -> None:
     """By name."""
-    missing = [name for name in names if not hasattr(owner, name) and name not in owner.__annotations__]
+    missing = [name for name in names if not hasattr(owner, name) and name not in getattr(owner, "__annotations__", ())]
     assert missing == []
 
 

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 from table_contract import ClosableTable, TableContract, key, sighting
+from xxhash import xxh3_128_digest
 
+from pipeline.adapters import rocks
 from pipeline.adapters.rocks import SightingTable, Tables
 from pipeline.adapters.rocks_fake import MemoryTable
-from pipeline.ports import Marker
+from pipeline.ports import Border, Marker
 
 CACHE_BYTES = 8 << 20
 
@@ -51,6 +53,73 @@ def test_what_was_closed_is_there_again_with_its_marker(tmp_path: Path) -> None:
     assert len(table.get_many([key(n) for n in range(1000)])) == 1000
     assert table.get_many([key(5000)]) == {key(5000): sighting(5000)}
     assert table.ids_estimate() > 0
+    table.close()
+
+
+def hashed(number: int) -> bytes:
+    """A key as ids have it: the filter takes all its bits for random."""
+    return xxh3_128_digest(number.to_bytes(8, "little"))
+
+
+def test_new_ids_are_looked_for_in_the_filter_alone(tmp_path: Path) -> None:
+    """In a new table, and in one that was closed in order; every id that is there is found."""
+    table = reopened(tmp_path)
+    here, others = [hashed(n) for n in range(20_000)], [hashed(n) for n in range(100_000, 120_000)]
+    table.put({one: sighting(1) for one in here})
+    table.close()
+    table = reopened(tmp_path)
+    assert table._whole
+    asked: list[bytes] = []
+    get = table._db.get
+    table._db = type("Db", (), {"get": lambda self, keys: asked.extend(keys) or get(keys)})()  # type: ignore[assignment]
+    assert table.get_many(others) == {}
+    assert len(asked) < 1000
+    assert table.get_many(here) == dict.fromkeys(here, sighting(1))
+
+
+def test_without_its_filter_a_table_is_asked_for_everything_until_the_filter_is_whole(tmp_path: Path) -> None:
+    """After a kill nothing says what the table holds: the filter is made anew, a part with each block."""
+    table = reopened(tmp_path)
+    ids = [hashed(n) for n in range(30_000)]
+    table.put({one: sighting(1) for one in ids})
+    table.close()
+    saved = (tmp_path / "t-0" / "seen-ids").read_bytes()
+    table = reopened(tmp_path)
+    table.put({hashed(30_000): sighting(2)})
+    table._db.flush(True)
+    table._db.close()  # killed: what was saved before knows nothing of the last id
+    (tmp_path / "t-0" / "seen-ids").write_bytes(saved)
+    table = reopened(tmp_path)
+    assert not table._whole
+    sweeps = 0
+    while not table._whole:
+        assert table.get_many([*ids[:3], hashed(30_000), hashed(99_999)]) == {
+            **dict.fromkeys(ids[:3], sighting(1)),
+            hashed(30_000): sighting(2),
+        }
+        table.put({hashed(200_000 + sweeps): sighting(3)})
+        sweeps += 1
+    assert sweeps > 2
+    found = table.get_many([*ids, hashed(30_000), *[hashed(200_000 + n) for n in range(sweeps)]])
+    assert len(found) == len(ids) + 1 + sweeps
+    table.close()
+
+
+def test_a_filter_of_ids_that_are_mostly_gone_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids that expire stay in it; it must not grow for ever."""
+    monkeypatch.setattr(rocks, "_SEEN_IDS_FIRST", 1000)
+    table = reopened(tmp_path)
+    ids = [hashed(n) for n in range(20_000)]
+    table.put({one: sighting(1) for one in ids})
+    table.compact()  # the number of ids is an estimate until then
+    assert len(table._seen) == 20_000
+    table.expire(ids[1000:], Border(0, 5))
+    table.compact()
+    table.expire([], Border(0, 6))
+    while not table._whole:
+        table.get_many(ids[:1])
+    assert len(table._seen) == 1000
+    assert table.get_many(ids) == dict.fromkeys(ids[:1000], sighting(1))
     table.close()
 
 

@@ -1,0 +1,60 @@
+"""First sightings of a block, packed: what it adds to the table and to the changelog, without an object for each.
+Pure."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.block import KEY_BYTES, SIGHTING_BYTES
+
+_ENTRY_BYTES = KEY_BYTES + SIGHTING_BYTES
+
+
+def sorted_keys(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """The order of these keys (low and high word each) by their first eight bytes."""
+    return np.argsort(keys[:, 0].byteswap())
+
+
+def each(packed: bytes, size: int) -> list[bytes]:
+    """The pieces of `size` bytes that lie one after the other."""
+    found: list[bytes] = np.frombuffer(packed, f"V{size}").tolist()
+    return found
+
+
+class Sightings(Mapping[bytes, bytes]):
+    """Keys and packed sightings, each id once, in the order of the log. `packed`: 36 bytes each, the key before its
+    sighting. `order`: by the first eight bytes of their keys."""
+
+    __slots__ = ("_found", "_order", "packed")
+
+    def __init__(self, packed: npt.NDArray[np.uint8], order: npt.NDArray[np.int64]) -> None:
+        self.packed = packed.tobytes()
+        self._order = order
+        self._found: dict[bytes, bytes] | None = None
+
+    def by_key(self) -> tuple[list[bytes], list[bytes]]:
+        """Keys and sightings, in the order of the keys' first eight bytes."""
+        entries = np.frombuffer(self.packed, np.uint8).reshape(-1, _ENTRY_BYTES)[self._order]
+        keys = each(np.ascontiguousarray(entries[:, :KEY_BYTES]).tobytes(), KEY_BYTES)
+        return keys, each(np.ascontiguousarray(entries[:, KEY_BYTES:]).tobytes(), SIGHTING_BYTES)
+
+    def keys_joined(self) -> bytes:
+        """The keys, one after the other."""
+        entries = np.frombuffer(self.packed, np.uint8).reshape(-1, _ENTRY_BYTES)
+        return np.ascontiguousarray(entries[:, :KEY_BYTES]).tobytes()
+
+    def __getitem__(self, key: bytes) -> bytes:
+        return self._all()[key]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def _all(self) -> dict[bytes, bytes]:
+        if self._found is None:
+            entries = each(self.packed, _ENTRY_BYTES)
+            self._found = {entry[:KEY_BYTES]: entry[KEY_BYTES:] for entry in entries}
+        return self._found
