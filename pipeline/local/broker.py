@@ -109,7 +109,16 @@ def broker_part(
     if not (data / "meta.properties").exists():
         _format(java, properties)
     quiet = ["--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED"]
-    argv = [java[0], "-Xms128m", "-Xmx512m", *quiet, *java[1:], "kafka.Kafka", str(properties)]
+    argv = [
+        java[0],
+        "-XX:TieredStopAtLevel=1",
+        "-Xms128m",
+        "-Xmx512m",
+        *quiet,
+        *java[1:],
+        "kafka.Kafka",
+        str(properties),
+    ]
     return Part("kafka", argv, ready=lambda: answers(port), address=f"127.0.0.1:{port}")
 
 
