@@ -290,11 +290,11 @@ def grow(place: Place, options: argparse.Namespace, tell: Callable[[dict[str, An
 
 
 def wait(place: Place, options: argparse.Namespace, results: Mapping[str, Any]) -> dict[str, Any]:
-    """The part `latency`; full load is what the growth part found, if it ran."""
+    """The part `latency`; how fast a backlog is counted was found by the growth part, if it ran."""
     grown = {row["name"]: row for row in results.get("growth", {}).get("rows", ())}
-    full = grown.get("ids-0", {}).get("events_per_s")
+    backlog = grown.get("ids-0", {}).get("events_per_s")
     try:
-        rows = Latency(place, quick=options.quick, full_per_s=full).rows()
+        rows = Latency(place, quick=options.quick, backlog_per_s=backlog).rows()
     except _REFUSALS as error:
         rows = [{"name": name, "note": str(error)} for name in ("idle", "half", "full")]
     for row in rows:

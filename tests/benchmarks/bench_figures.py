@@ -186,7 +186,8 @@ def growth_table(growth: Mapping[str, Any]) -> list[str]:
 def latency_table(latency: Mapping[str, Any]) -> list[str]:
     """Seconds from the HTTP answer to being countable, by load, in Markdown."""
     lines = [
-        "From the HTTP answer to being countable, in seconds; `left`: records not counted yet when the load ended:",
+        "From the HTTP answer to being countable, in seconds; full load is what was counted of events that came as fast"
+        " as a backlog is counted; `left`: records not counted yet when the load ended:",
         "",
         "| load | events/s asked | sent | single: p50 | p99 | list of 100: p50 | p99 | left | worker, MiB | result |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",

@@ -1,8 +1,9 @@
 """Latency from the HTTP answer to being countable, at idle, half and full load.
 
 Probes go through `tally api`: single events and lists of 100, at an even pace. The load beside them goes straight to
-Kafka in records of one event, as a customer's own client sends them; full load is the rate at which the worker counted
-a backlog in this run. A probe is countable when a query of the facts, asked over and over with a rest of 0.1 s, has all
+Kafka in records of one event, as a customer's own client sends them. Full load is what is counted a second of a load
+that comes as fast as the worker counted a backlog: taking the events in costs the broker's core too, so that is more
+than can be carried. A probe is countable when a query of the facts, asked over and over with a rest of 0.1 s, has all
 of its events; the moment is when that answer has arrived, so every figure contains a query and that rest. The load
 shares the worker's core, which half of it leaves half idle; API, broker, engine and this program share the others. What
 the store holds in the end is checked.
@@ -78,17 +79,18 @@ class Probes:
 
 
 class Latency:
-    """The part `latency` of a run. `full_per_s`: events a second at full load; measured first when it is not given."""
+    """The part `latency` of a run. `backlog_per_s`: events a second of a backlog; measured first when it is not
+    given."""
 
-    def __init__(self, place: Place, *, quick: bool, full_per_s: float | None = None) -> None:
+    def __init__(self, place: Place, *, quick: bool, backlog_per_s: float | None = None) -> None:
         self._place = place
         self._quick = quick
-        self._full_per_s = full_per_s
+        self._backlog_per_s = backlog_per_s
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each load. Raises BenchError and what the clients raise."""
-        full = self._full_per_s or self._capacity()
         seconds = _SECONDS_QUICK if self._quick else _SECONDS
+        full = self._carried(self._backlog_per_s or self._capacity(), seconds)
         load = list(events(int(full * seconds * 1.5), seed=4))
         half = len(load) // 3
         levels = (
@@ -104,6 +106,14 @@ class Latency:
         wrong = self._place.wrong_in_store(settings, Expected(wanted.events + probes, wanted.ids + probes, sums))
         self._place.drop(settings.database)
         return [{**row, "checked": row["checked"] or wrong or "right"} for row in rows if row["name"] != "warm"]
+
+    def _carried(self, rate: float, seconds: float) -> float:
+        """Events a second that are counted while so many come."""
+        settings = self._place.fresh(f"bench.carried.{time.time_ns()}", "carried")
+        over = Level("over", rate, list(events(int(rate * seconds), seed=5)), 5, 1)
+        found = self._measure(settings, [over], seconds)
+        self._place.drop(settings.database)
+        return float(found[-1]["counted_per_s"])
 
     def _capacity(self) -> float:
         data = self._place.load(list(events(_BACKLOG_QUICK if self._quick else _BACKLOG, seed=3)), 1, kind="latency")
@@ -155,10 +165,16 @@ class Latency:
         }
         argv = [sys.executable, str(PEERS / "paced_load.py")]
         with self._place.process(argv, environment, lines.parent, cores=COMPETITOR_CORES) as running:
+            running.until("begun", _MAX_S)
+            time.sleep(len(level.load) / level.rate / 3)  # until blocks are as large as the load makes them
+            before, since = sum(self._place.offsets(settings).values()), time.monotonic()
             told: dict[str, Any] = json.loads(running.until("done ", _MAX_S).removeprefix("done "))
+            counted = sum(self._place.offsets(settings).values()) - before
+            counted_per_s = round(counted / (time.monotonic() - since))
         if told["sent"] != len(level.load):
             raise BenchError(f"{told['sent']:,} of {len(level.load):,} records of the load were sent")
-        return {"sent_per_s": round(told["sent"] / told["seconds"]), "behind_s": told["behind_s"]}
+        sent_per_s = round(told["sent"] / told["seconds"])
+        return {"sent_per_s": sent_per_s, "behind_s": told["behind_s"], "counted_per_s": counted_per_s}
 
     def _settle(self, settings: Settings, prober: "_Prober", worker: Running) -> None:
         """Until all that was sent is counted, so that the next load does not begin on this one's backlog."""
