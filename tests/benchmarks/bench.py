@@ -334,6 +334,15 @@ def document(
     }
 
 
+def with_recorded(parts: Mapping[str, Mapping[str, Any]], recorded: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The parts, and those that were not measured this time as they are recorded, with the commit they are of."""
+    found = dict(parts)
+    for name in PARTS:
+        if name not in parts and name in recorded:
+            found[name] = {"commit": recorded["machine"]["commit"], **recorded[name]}
+    return found
+
+
 def chosen(names: str) -> tuple[list[Competitor], list[str]]:
     """Competitors and parts that were asked for; all when none are named. Raises SystemExit for a name that there is
     not."""
@@ -432,7 +441,8 @@ def main() -> None:
                 failed = True
                 _console.print(f"queries: {error}", markup=False)
     if options.record:
-        keep(results, RESULTS)
+        recorded = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+        keep(document(runs, facts, options, with_recorded(parts, recorded)), RESULTS)
     measured = [*runs, *(row for part in parts.values() for row in part.get("measurements", part["rows"]))]
     if failed or any("note" in run for run in measured):
         _console.print(f"logs are kept in {folder}")

@@ -148,13 +148,18 @@ def table(document: Mapping[str, Any]) -> str:
         lines += ["", "Doors, acknowledged by the broker before the answer:", "", *_doors(doors)]
     for name, part in (("growth", growth_table), ("latency", latency_table), ("queries", query_table)):
         if name in document:
-            lines += ["", *part(document[name])]
+            lines += ["", *_of_commit(document[name]), *part(document[name])]
     lines += ["", "| target | wanted | measured | |", "|---|--:|--:|---|"]
     for one in document["targets"]:
         measured = "-" if one["measured"] is None else _short(one["measured"])
         wanted = f"≤ {_short(one['most'])}" if "most" in one else f"≥ {_short(one['least'])}"
         lines.append(f"| {one['text']} | {wanted} | {measured} | {one['verdict']} |")
     return "\n".join(lines)
+
+
+def _of_commit(part: Mapping[str, Any]) -> list[str]:
+    """Told where a part was measured before the rest."""
+    return [f"Measured before, at commit {part['commit']}:", ""] if "commit" in part else []
 
 
 def growth_table(growth: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench import with_recorded
 from bench_events import DUPLICATES, envelopes, events, expected
 from bench_figures import medians, ratios, table, verdicts
 from bench_place import differences
@@ -152,6 +153,18 @@ def test_the_slowest_question_counts_and_questions_of_one_customer_are_judged_ap
     lines = table({**_document([]), "queries": queries}).splitlines()
     assert "| all | UTC | 310.0 | 10.0 | 31 | 400.0 | 20 (3) | events | same |" in lines
     assert "| events | 1,000 | 117.25 |" in lines
+
+
+def test_a_part_that_is_not_measured_stays_as_recorded_and_says_of_which_commit() -> None:
+    """Also when it was carried over before."""
+    latency = {"rows": [], "ratios": {}, "figures": {"countable_p99_s": 2.0}}
+    growth = {"rows": [], "tables": [], "ratios": {}, "figures": {}}
+    first = with_recorded({"growth": growth}, {"machine": _MACHINE, "latency": latency, "growth": {"rows": [1]}})
+    assert first == {"growth": growth, "latency": {"commit": "abc", **latency}}
+    again = with_recorded({}, {"machine": {"commit": "def"}, **first})
+    assert (again["growth"]["commit"], again["latency"]["commit"]) == ("def", "abc")
+    told = table({**_document([_run("worker", 1)]), **again})
+    assert told.index("at commit abc") < told.index("From the HTTP answer")
 
 
 def test_the_table_takes_the_place_of_the_one_before() -> None:
