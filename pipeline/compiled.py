@@ -55,6 +55,23 @@ def word_at(_: Any, array: Any, index: Any) -> Any:
     return _reader(64, types.uint64, array, index)
 
 
+@compiled
+def alike(array: Any, one: Any, other: Any, length: Any) -> Any:
+    """Whether the bytes from two indexes on, so many of each, are the same."""
+    if one == other:
+        return True
+    k = 0
+    while k + 8 <= length:
+        if word_at(array, one + k) != word_at(array, other + k):
+            return False
+        k += 8
+    while k < length:
+        if byte_at(array, one + k) != byte_at(array, other + k):
+            return False
+        k += 1
+    return True
+
+
 @_made_inline
 def put_word(_: Any, array: Any, index: Any, word: Any) -> Any:
     """Writes eight bytes from an index on, lowest first; there must be room for all."""

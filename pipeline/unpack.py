@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from pipeline.block import LogRecord
-from pipeline.compiled import byte_at, compiled, word_at
+from pipeline.compiled import alike, byte_at, compiled, word_at
 from pipeline.records import Headers, Records
 
 _RECORD_BYTES_MIN: Final = 7
@@ -124,20 +124,6 @@ def _lines(buffer: Any, i: Any, end: Any) -> Any:
 
 
 @compiled
-def _alike(buffer: Any, one: Any, other: Any, size: Any) -> Any:
-    k = 0
-    while k + 8 <= size:
-        if word_at(buffer, one + k) != word_at(buffer, other + k):
-            return False
-        k += 8
-    while k < size:
-        if byte_at(buffer, one + k) != byte_at(buffer, other + k):
-            return False
-        k += 1
-    return True
-
-
-@compiled
 def _unpack(buffer: Any, count: Any, base_offset: Any, first_ms: Any, append_ms: Any, columns: Any, spans: Any) -> Any:
     """Fills in the columns and where each of the different headers lies; how many there are, -1 for damaged bytes."""
     i, end = 0, len(buffer)
@@ -189,7 +175,7 @@ def _unpack(buffer: Any, count: Any, base_offset: Any, first_ms: Any, append_ms:
             return -1
         number = -1
         for k in range(different - 1, max(different - 1 - _RECENT, -1), -1):
-            if spans[k, 1] - spans[k, 0] == i - begin and _alike(buffer, spans[k, 0], begin, i - begin):
+            if spans[k, 1] - spans[k, 0] == i - begin and alike(buffer, spans[k, 0], begin, i - begin):
                 number = k
                 break
         if number < 0:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import structlog
 
 from pipeline import unpack
-from pipeline.adapters import expired_ids
+from pipeline.adapters import id_filter
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.catalog_log import CatalogClient, KafkaCatalogLog
 from pipeline.adapters.clickhouse import Store
@@ -54,7 +54,7 @@ log = structlog.get_logger(__name__)
 
 
 def _warm_up() -> None:
-    for part in (unpack, columnar, expired_ids):
+    for part in (unpack, columnar, id_filter):
         part.warm_up()
 
 

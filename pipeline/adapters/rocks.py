@@ -31,7 +31,7 @@ from rocksdict import (
     WriteOptions,
 )
 
-from pipeline.adapters.expired_ids import ExpiredIds
+from pipeline.adapters.id_filter import IdFilter
 from pipeline.block import KEY_BYTES, earlier
 from pipeline.ports import Border, Marker, TableClosed
 from pipeline.sightings import Sightings
@@ -78,7 +78,7 @@ class Tables:
         """Opens or makes a table; blocks. Raises OSError when the disk refuses."""
         path = self._folder / name
         path.mkdir(parents=True, exist_ok=True)
-        expired = ExpiredIds(self._folder / f"{name}.expired")
+        expired = IdFilter(self._folder / f"{name}.expired")
         try:
             return self._table(path, expired)
         except Exception as error:
@@ -89,7 +89,7 @@ class Tables:
             path.mkdir(parents=True)
             return self._table(path, expired)
 
-    def _table(self, path: Path, expired: ExpiredIds) -> "SightingTable":
+    def _table(self, path: Path, expired: IdFilter) -> "SightingTable":
         db = self._opened(path)
         try:
             table = SightingTable(db, expired, path / "seen-ids", self._share_room)
@@ -134,7 +134,7 @@ class Tables:
 class SightingTable:
     """First sightings of one partition's ids. Methods block on the disk; use from one thread at a time."""
 
-    def __init__(self, db: Rdict, expired: ExpiredIds, seen: Path, grown: Callable[[], None]) -> None:
+    def __init__(self, db: Rdict, expired: IdFilter, seen: Path, grown: Callable[[], None]) -> None:
         without_log = WriteOptions()
         without_log.disable_wal = True  # type: ignore[method-assign, assignment]  # a property, typed as a method
         db.set_write_options(without_log)
@@ -298,8 +298,8 @@ class SightingTable:
         """How many changes the table has seen: another number after any."""
         return int(self._db.latest_sequence_number())
 
-    def _seen_ids(self) -> ExpiredIds:
-        return ExpiredIds(self._seen_path, first_ids=_SEEN_IDS_FIRST, most_ids=_SEEN_IDS_MOST, bits_per_id=_SEEN_BITS)
+    def _seen_ids(self) -> IdFilter:
+        return IdFilter(self._seen_path, first_ids=_SEEN_IDS_FIRST, most_ids=_SEEN_IDS_MOST, bits_per_id=_SEEN_BITS)
 
     def _begin_sweep(self) -> None:
         self._seen_path.unlink(missing_ok=True)

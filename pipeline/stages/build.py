@@ -84,7 +84,8 @@ def read_records(
 ) -> "list[Line] | Columns":
     """The same, in columns where the block is large. Raises UnknownRules."""
     columns = _stages(place, start, end, rules, rule_sets).columns
-    if columns is not None and _bytes_of(records) >= COLUMNAR_BYTES:
+    records = Records.of(records)
+    if columns is not None and records.sizes.sum() >= COLUMNAR_BYTES:
         read: Columns = columns(place, records, mapper)
         return read
     return read_lines(place, records, start=start, end=end, mapper=mapper, rules=rules, rule_sets=rule_sets)
@@ -93,12 +94,6 @@ def read_records(
 def open_keys(lines: "list[Line] | Columns") -> list[bytes]:
     """The table's keys of the lines whose verdict is still open, in any order."""
     return dedup.open_keys(lines) if isinstance(lines, list) else lines.open_keys()
-
-
-def _bytes_of(records: Sequence[LogRecord]) -> int:
-    if isinstance(records, Records):
-        return int(records.sizes.sum())
-    return sum([len(record.value or b"") for record in records])
 
 
 def _stages(place: Place, start: int, end: int, rules: int, rule_sets: Mapping[int, RuleSet]) -> RuleSet:

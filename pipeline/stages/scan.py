@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.compiled import alike, compiled
 from pipeline.compiled import byte_at as _byte
-from pipeline.compiled import compiled
 from pipeline.compiled import half_at as _half
 from pipeline.compiled import put_word as _put
 from pipeline.compiled import trailing_zeros as _zeros
@@ -142,22 +142,19 @@ _LOW = np.uint64(0xFFFFFFFF)
 _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
-_compiled = compiled
-
-
-@_compiled
+@compiled
 def _rotate(word: Any, bits: Any) -> Any:
     return (word << np.uint64(bits)) | (word >> (_U64 - np.uint64(bits)))
 
 
-@_compiled
+@compiled
 def _avalanche(h: Any) -> Any:
     h = (h ^ (h >> np.uint64(33))) * _P2
     h = (h ^ (h >> np.uint64(29))) * _P3
     return h ^ (h >> _U32)
 
 
-@_compiled
+@compiled
 def _xxh64(buffer: Any, start: Any, end: Any, seed: Any) -> Any:
     i = start
     length = np.uint64(end - start)
@@ -203,25 +200,25 @@ _NONE = np.uint64(TAG_NONE)
 _EVENT = np.uint64(TAG_EVENT)
 
 
-@_compiled
+@compiled
 def _chained(h: Any, part: Any) -> Any:
     """`pipeline.event.chained`."""
     return _avalanche(h * _P1 + part + _P4)
 
 
-@_compiled
+@compiled
 def _paired(key: Any, value: Any) -> Any:
     """`pipeline.event.paired`."""
     return _avalanche(key * _P1 + _rotate(value, 31) * _P2)
 
 
-@_compiled
+@compiled
 def _closed(total: Any, count: Any, tag: Any) -> Any:
     """`pipeline.event.closed`."""
     return _avalanche(total + np.uint64(count) * _P3 + tag)
 
 
-@_compiled
+@compiled
 def _number_hash(negative: Any, digits: Any, fraction: Any) -> Any:
     """`pipeline.event.number_hash` of digits * 10**-fraction."""
     exponent = -fraction
@@ -238,7 +235,7 @@ def _number_hash(negative: Any, digits: Any, fraction: Any) -> Any:
 # ------------------------------------------------------------------------------------------------ lines
 
 
-@_compiled
+@compiled
 def _split(buffer: Any, record_starts: Any, record_ends: Any, most: Any) -> Any:
     starts = np.empty(most, np.int64)
     ends = np.empty(most, np.int64)
@@ -278,7 +275,7 @@ def _split(buffer: Any, record_starts: Any, record_ends: Any, most: Any) -> Any:
     return starts[:count], ends[:count], records[:count], numbers[:count]
 
 
-@_compiled
+@compiled
 def _sum(lengths: Any) -> Any:
     total = 0
     for row in range(len(lengths)):
@@ -286,7 +283,7 @@ def _sum(lengths: Any) -> Any:
     return total
 
 
-@_compiled
+@compiled
 def _copy(buffer: Any, start: Any, length: Any, pieces: Any, at: Any) -> None:
     """Copies a piece. Where there is room it writes up to seven bytes beyond, which the next piece overwrites."""
     if start + length + 8 <= len(buffer) and at + length + 8 <= len(pieces):
@@ -299,7 +296,7 @@ def _copy(buffer: Any, start: Any, length: Any, pieces: Any, at: Any) -> None:
             pieces[at + k] = _byte(buffer, start + k)
 
 
-@_compiled
+@compiled
 def _gather(buffer: Any, starts: Any, lengths: Any, offsets: Any, pieces: Any) -> None:
     at = 0
     for row in range(len(starts)):
@@ -310,36 +307,19 @@ def _gather(buffer: Any, starts: Any, lengths: Any, offsets: Any, pieces: Any) -
         offsets[row + 1] = at
 
 
-@_compiled
-def _equal(buffer: Any, one: Any, other: Any, length: Any) -> Any:
-    """Whether two pieces of the same length read alike."""
-    if one == other:
-        return True
-    k = 0
-    while k + 8 <= length:
-        if _word(buffer, one + k) != _word(buffer, other + k):
-            return False
-        k += 8
-    while k < length:
-        if _byte(buffer, one + k) != _byte(buffer, other + k):
-            return False
-        k += 1
-    return True
-
-
-@_compiled
+@compiled
 def _same(buffer: Any, spans: Any, rows: Any, others: Any, field: Any) -> Any:
     for i in range(len(rows)):
         one, other = rows[i], others[i]
         start, begin, length = spans[one, field, 0], spans[other, field, 0], spans[one, field, 1]
         if length != spans[other, field, 1] or (start < 0) != (begin < 0):
             return False
-        if not _equal(buffer, start, begin, length):
+        if not alike(buffer, start, begin, length):
             return False
     return True
 
 
-@_compiled
+@compiled
 def _grouped(mixed: Any, table: Any) -> Any:
     firsts = np.empty(len(mixed), np.int64)
     groups = np.empty(len(mixed), np.int64)
@@ -357,7 +337,7 @@ def _grouped(mixed: Any, table: Any) -> Any:
     return firsts[:count], groups
 
 
-@_compiled
+@compiled
 def _space(buffer: Any, i: Any, end: Any) -> Any:
     while i < end:
         c = _byte(buffer, i)
@@ -375,13 +355,13 @@ _ESCAPES = np.uint64(0x5C5C5C5C5C5C5C5C)
 _SPACES = np.uint64(0x2020202020202020)
 
 
-@_compiled
+@compiled
 def _zero_bytes(word: Any) -> Any:
     """A word whose lowest bit that is set lies in the lowest byte of `word` that is 0; bits above mean nothing."""
     return (word - _ONES) & ~word & _HIGHS
 
 
-@_compiled
+@compiled
 def _string_end(buffer: Any, i: Any, end: Any) -> Any:
     """Where the text that begins at i is closed; -1 when it is not, or has an escape or a control character."""
     while i + 8 <= end:
@@ -402,7 +382,7 @@ def _string_end(buffer: Any, i: Any, end: Any) -> Any:
     return -1
 
 
-@_compiled
+@compiled
 def _ascii(buffer: Any, i: Any, end: Any) -> Any:
     bits = _U0
     while i + 8 <= end:
@@ -414,7 +394,7 @@ def _ascii(buffer: Any, i: Any, end: Any) -> Any:
     return bits & _HIGHS == _U0
 
 
-@_compiled
+@compiled
 def _utf8(buffer: Any, i: Any, end: Any) -> Any:
     """Whether the bytes are well-formed UTF-8 (Unicode, table 3-7)."""
     while i < end:
@@ -448,7 +428,7 @@ def _utf8(buffer: Any, i: Any, end: Any) -> Any:
     return True
 
 
-@_compiled
+@compiled
 def _number(buffer: Any, i: Any, end: Any) -> Any:
     """A number of at most 18 digits without exponent: where it ends (-1: none such), its sign, its digits, and how
     many of them lie behind the point."""
@@ -481,7 +461,7 @@ def _number(buffer: Any, i: Any, end: Any) -> Any:
     return i, negative, digits, fraction
 
 
-@_compiled
+@compiled
 def _scaled(negative: Any, digits: Any, fraction: Any) -> Any:
     """digits * 10**(9 - fraction) as two words."""
     factor = _U1
@@ -497,7 +477,7 @@ def _scaled(negative: Any, digits: Any, fraction: Any) -> Any:
     return word, above
 
 
-@_compiled
+@compiled
 def _two(buffer: Any, i: Any) -> Any:
     """Two digits; -1 when they are none."""
     a, b = _byte(buffer, i), _byte(buffer, i + 1)
@@ -506,7 +486,7 @@ def _two(buffer: Any, i: Any) -> Any:
     return -1
 
 
-@_compiled
+@compiled
 def _instant(buffer: Any, i: Any, end: Any) -> Any:
     """Microseconds of an RFC 3339 instant; -1 for what needs a closer look."""
     if end - i < 20 or _byte(buffer, i + 4) != 45 or _byte(buffer, i + 7) != 45:
@@ -586,7 +566,7 @@ _DELTA = np.frombuffer(b"delta", np.uint8)
 _LITERALS = np.frombuffer(b"truefalsenull", np.uint8)
 
 
-@_compiled
+@compiled
 def _field(buffer: Any, start: Any, end: Any) -> Any:
     """Number of the event's field that the bytes name; -1 for none."""
     length = end - start
@@ -618,7 +598,7 @@ def _field(buffer: Any, start: Any, end: Any) -> Any:
     return -1
 
 
-@_compiled
+@compiled
 def _which(buffer: Any, start: Any, end: Any, name: Any, hashes: Any, names: Any, ends: Any) -> Any:
     """Number of the wanted key that the bytes are, whose hash is `name`; -1 for none."""
     for number in range(len(ends) - 1):
@@ -628,7 +608,7 @@ def _which(buffer: Any, start: Any, end: Any, name: Any, hashes: Any, names: Any
     return -1
 
 
-@_compiled
+@compiled
 def _is(buffer: Any, i: Any, end: Any, text: Any, first: Any, last: Any) -> Any:
     if i + (last - first) > end:
         return False
@@ -643,7 +623,7 @@ _KEYS_MAX = 64
 _KEY_OR_END, _KEY, _ANY, _ANY_OR_END, _COMMA_OR_END = range(5)
 
 
-@_compiled
+@compiled
 def _document(
     buffer: Any,
     i: Any,
@@ -762,7 +742,7 @@ def _document(
         state = _COMMA_OR_END
 
 
-@_compiled
+@compiled
 def _scan(
     buffer: Any,
     starts: Any,

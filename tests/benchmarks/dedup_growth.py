@@ -28,7 +28,7 @@ from filled_tables import CHUNK, fill_by_files, folder_bytes, keys_in_order, sig
 from rich.console import Console
 from rich.progress import track
 
-from pipeline.adapters.expired_ids import ExpiredIds
+from pipeline.adapters.id_filter import IdFilter
 from pipeline.adapters.rocks import SightingTable, Tables
 from pipeline.changelog import pack_changes, unpack_change
 from pipeline.ports import Border, Marker
@@ -124,7 +124,7 @@ def restore(folder: Path, ids: int, *, quiet: bool) -> dict[str, Any]:
 
 def expired(folder: Path, ids: int, *, quiet: bool) -> dict[str, Any]:
     """The filter of expired ids."""
-    filter_ = ExpiredIds(folder / "filter")
+    filter_ = IdFilter(folder / "filter")
     rng = np.random.default_rng(9)
     before = psutil.Process().memory_info().rss
     for _ in track(range(ids // CHUNK), "expiring", disable=quiet, console=_console):

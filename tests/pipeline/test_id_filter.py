@@ -1,4 +1,4 @@
-"""The filter of expired ids: never a wrong no, few wrong yeses, and a file that is whole or not there."""
+"""The filter of ids: never a wrong no, few wrong yeses, and a file that is whole or not there."""
 
 import os
 import random
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from pipeline.adapters.expired_ids import ExpiredIds
+from pipeline.adapters.id_filter import IdFilter
 from pipeline.ports import Border
 
 
@@ -26,7 +26,7 @@ def test_whatever_was_added_is_there_also_after_a_restart(
 ) -> None:
     """Over any number of segments, added in any portions."""
     path = tmp_path_factory.mktemp("filter") / "ids"
-    filter_ = ExpiredIds(path, first_ids=64)
+    filter_ = IdFilter(path, first_ids=64)
     everything: list[bytes] = []
     for number, size in enumerate(sizes):
         some = keys(size, seed * 10 + number)
@@ -34,7 +34,7 @@ def test_whatever_was_added_is_there_also_after_a_restart(
         everything += some
         assert filter_.among(everything) == everything
     filter_.save(Border(3, 2**41))
-    again = ExpiredIds(path, first_ids=64)
+    again = IdFilter(path, first_ids=64)
     assert again.among(everything) == everything
     assert (again.reach, len(again)) == (Border(3, 2**41), sum(sizes))
     other = keys(500, seed + 10_000)
@@ -45,7 +45,7 @@ def test_whatever_was_added_is_there_also_after_a_restart(
 
 def test_it_is_seldom_wrong_when_full(tmp_path: Path) -> None:
     """Less than one of a thousand in each segment: each wrong yes asks the store in vain."""
-    filter_ = ExpiredIds(tmp_path / "ids", first_ids=50_000)
+    filter_ = IdFilter(tmp_path / "ids", first_ids=50_000)
     filter_.add(b"".join(keys(50_000)))
     assert len(filter_.among(keys(100_000, 1))) < 100
 
@@ -53,12 +53,12 @@ def test_it_is_seldom_wrong_when_full(tmp_path: Path) -> None:
 def test_what_was_not_saved_is_not_there(tmp_path: Path) -> None:
     """Nor does the reach tell of it."""
     path = tmp_path / "ids"
-    filter_ = ExpiredIds(path)
+    filter_ = IdFilter(path)
     one, other = keys(10), keys(10, 1)
     filter_.add(b"".join(one))
     filter_.save(Border(0, 5))
     filter_.add(b"".join(other))
-    again = ExpiredIds(path)
+    again = IdFilter(path)
     assert again.among(one) == one
     assert again.among(other) == []
     assert again.reach == Border(0, 5)
@@ -68,7 +68,7 @@ def test_what_was_not_saved_is_not_there(tmp_path: Path) -> None:
 def test_a_damaged_file_is_no_filter(tmp_path: Path, damage: str) -> None:
     """It reaches nowhere, which is what a session compares with the table's border."""
     path = tmp_path / "ids"
-    filter_ = ExpiredIds(path, first_ids=64)
+    filter_ = IdFilter(path, first_ids=64)
     filter_.add(b"".join(keys(100)))
     filter_.save(Border(0, 5))
     found = bytearray(path.read_bytes())
@@ -76,7 +76,7 @@ def test_a_damaged_file_is_no_filter(tmp_path: Path, damage: str) -> None:
         found[len(found) // 2] ^= 4
     path.write_bytes({"bit": found, "cut": found[:-9], "empty": b"", "nonsense": b"x" * 99}[damage])
     with capture_logs() as logs:
-        again = ExpiredIds(path)
+        again = IdFilter(path)
     assert [entry["event"] for entry in logs] == ["expired_ids_damaged"]
     assert (again.reach, len(again), again.among(keys(100))) == (Border(0, 0), 0, [])
 
@@ -84,7 +84,7 @@ def test_a_damaged_file_is_no_filter(tmp_path: Path, damage: str) -> None:
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing beside it; what a kill leaves beside it is cleared away."""
     path = tmp_path / "ids"
-    filter_ = ExpiredIds(path)
+    filter_ = IdFilter(path)
     filter_.add(b"".join(keys(10)))
     filter_.save(Border(0, 5))
 
@@ -97,5 +97,5 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatc
     assert filter_.reach == Border(0, 5)
     assert [file.name for file in tmp_path.iterdir()] == ["ids"]
     (tmp_path / "ids.killed").write_bytes(b"half")
-    assert ExpiredIds(path).reach == Border(0, 5)
+    assert IdFilter(path).reach == Border(0, 5)
     assert [file.name for file in tmp_path.iterdir()] == ["ids"]

@@ -1,9 +1,10 @@
-"""The filter of expired ids: a Bloom filter on numpy, with its file. The one module that imports numpy.
+"""A filter of ids: a Bloom filter on numpy, with its file. A table has two, of the ids that have expired and of all it
+holds.
 
-It answers "may this id have been taken out of the table?" for many ids at once: never no for one that was, yes in less
-than one of a thousand for one that was not. Ids are only ever added. It is made of segments of doubling size, each a
-split-block filter as Parquet's (one block of 32 bytes and one bit in each of its 8 words per id), so that it grows
-without being built anew. Keys are hashes already; their bytes are used as they are.
+It answers "may this id have been added?" for many ids at once: never no for one that was, and for one that was not
+seldom yes, with 20 bits an id in less than one of a thousand. Ids are only ever added. It is made of segments of
+doubling size, each a split-block filter as Parquet's (one block of 32 bytes and one bit in each of its 8 words per id),
+so that it grows without being built anew. Keys are hashes already; their bytes are used as they are.
 
 The file holds all segments and how far they reach, under a checksum; a file that is damaged or missing is an empty
 filter that reaches nowhere, which whoever opens it compares with the table's border.
@@ -36,9 +37,9 @@ _part = Packing("<QQ")
 log = structlog.get_logger(__name__)
 
 
-class ExpiredIds:
-    """The ids that one partition's table no longer holds. Look-ups and additions from one thread at a time; `save` may
-    run beside look-ups."""
+class IdFilter:
+    """Look-ups and additions from one thread at a time; `save` may
+    run beside look-ups. `most_ids`: in one segment."""
 
     def __init__(
         self,
@@ -122,7 +123,7 @@ class ExpiredIds:
             return
         body = memoryview(found)[len(_MAGIC) : -8]
         if not found.startswith(_MAGIC) or xxhash.xxh3_64_digest(body) != found[-8:]:
-            log.warning("expired_ids_damaged", path=str(self._path), then="filled anew from the store")
+            log.warning("expired_ids_damaged", path=str(self._path), then="filled anew")
             return
         epoch, end, count = _head.unpack_from(body)
         at = _head.size
