@@ -53,7 +53,8 @@ def ensure_topics(settings: Settings) -> None:
             except KafkaException as error:
                 if error.args[0].name() != "TOPIC_ALREADY_EXISTS":
                     raise
-        _await_listed(client, missing)
+        if made_of:
+            _await_listed(client, missing)
         check_topics(settings)
     except _NO_ANSWER as error:
         raise BrokerUnavailable(f"Kafka at {settings.kafka} did not answer: {error}") from error
