@@ -18,6 +18,9 @@ RULES: Final = 1
 #: In the place of a version: the ledger's entry is no block but a range that was given up (`tally offsets skip`).
 GAP_RULES: Final = 0
 _TAG: Final = "tallystream/1"
+#: The tag of a statement whose block may have gone to the store with others'. A worker that does not know it takes the
+#: offset for lost, and so waits until nothing of the block can arrive any more.
+_TAG_SHARED: Final = "tallystream/2"
 METADATA_BYTES_MAX: Final = 4096  # Kafka's offset.metadata.max.bytes
 
 
@@ -96,7 +99,8 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 class Intent(msgspec.Struct, frozen=True):
-    """What a worker states before it acts on a block. `stated_ms` (t0) is the time of the first statement."""
+    """What a worker states before it acts on a block. `stated_ms` (t0) is the time of the statement. `shared`: the
+    block may go to the store in one insert with blocks of other partitions."""
 
     epoch: int
     start: int
@@ -106,6 +110,7 @@ class Intent(msgspec.Struct, frozen=True):
     catalog_version: int
     rules: int
     stated_ms: int
+    shared: bool = False
 
 
 class _Metadata(msgspec.Struct, omit_defaults=True):
@@ -135,7 +140,7 @@ def encode_metadata(epoch: int, intent: Intent | None) -> str:
         return msgspec.json.encode(_Metadata(_TAG, epoch)).decode()
     return msgspec.json.encode(
         _Metadata(
-            _TAG,
+            _TAG_SHARED if intent.shared else _TAG,
             epoch,
             intent.end,
             intent.rows,
@@ -154,14 +159,24 @@ def decode_metadata(offset: int, text: str) -> Committed | None:
         crc = int(found.crc or "0", 16)
     except (msgspec.MsgspecError, ValueError):
         return None
-    if found.tag != _TAG:
+    if found.tag not in (_TAG, _TAG_SHARED):
         return None
     if found.end < 0:
         return Committed(found.epoch, offset, None)
     return Committed(
         found.epoch,
         offset,
-        Intent(found.epoch, offset, found.end, found.rows, crc, found.catalog, found.rules, found.t0),
+        Intent(
+            found.epoch,
+            offset,
+            found.end,
+            found.rows,
+            crc,
+            found.catalog,
+            found.rules,
+            found.t0,
+            found.tag == _TAG_SHARED,
+        ),
     )
 
 

@@ -326,6 +326,9 @@ class Blocks(Protocol):
     def insert(self, block: Block, deadline_ms: int) -> None:
         """All rows in one insert under the block's token; refused past the deadline."""
 
+    def insert_together(self, blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
+        """All rows of blocks of several partitions in one insert under that token; refused past the deadline."""
+
     def landed(self, block: Block) -> Landed:
         """What has arrived of the block, table by table."""
 

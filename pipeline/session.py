@@ -47,6 +47,7 @@ from pipeline.ports import (
     Table,
     TableClosed,
 )
+from pipeline.shared_inserts import Sent, SharedInserts
 from pipeline.stages.build import RULE_SETS, RuleSet, UnknownRules, finish_block, open_keys, read_records
 from pipeline.stages.decode import catalog_stamp
 from pipeline.stages.mapping import Mapper
@@ -103,8 +104,8 @@ class Limits(msgspec.Struct, frozen=True):
 class Outside(msgspec.Struct, frozen=True):
     """Everything outside a session, shared by all sessions of a worker. `cpu` runs one thing at a time; `inserting`
     has a place for each insert that may be under way, since many at once only make each other miss their deadline;
-    `closing` has one for each block that is closed and not inserted, unless it is full; new blocks are begun under the
-    newest of `rule_sets`."""
+    `closing` has one for each block that is closed and not inserted, unless it is full; `shared` joins small blocks of
+    several partitions; new blocks are begun under the newest of `rule_sets`."""
 
     group: Group
     writer: LogWriter
@@ -117,6 +118,7 @@ class Outside(msgspec.Struct, frozen=True):
     io: Executor
     inserting: asyncio.Semaphore
     closing: asyncio.Semaphore
+    shared: SharedInserts
     topic_rejects: str
     topic_changelog: str
     fail_point: Callable[[str], None]
@@ -429,6 +431,7 @@ class Session:
             await self._gather(inbox)
             taken = inbox.take(self._limits.rows_max, self._limits.bytes_max)
             self._waiting[taken.start], self._turn_taken = self._turn_taken, False
+            self._out.shared.closed()
             self._none_waits.clear()
             self._regulate()
             version = await self._catalog_for(taken)
@@ -462,7 +465,10 @@ class Session:
 
     def _waits_no_more(self, start: int) -> None:
         """The store has taken the block that begins there, or the session is over."""
-        if self._waiting.pop(start, False):
+        turn = self._waiting.pop(start, None)
+        if turn is not None:
+            self._out.shared.stored()
+        if turn:
             self._out.closing.release()
         if not self._waiting:
             self._none_waits.set()
@@ -530,11 +536,14 @@ class Session:
         """Steps 4 and 5 when nothing is under way: the next block's intent on its own."""
         block = await self._next_block(builder)
         self._out.fail_point("before_intent")
-        intent = block.intent(self._out.now_ms())
+        intent = self._intent(block)
         await self._commit(block.start, intent)
         self._out.fail_point("intent_committed")
         await self._take_next(block)
         return block, intent
+
+    def _intent(self, block: Block) -> Intent:
+        return block.intent(self._out.now_ms(), shared=self._out.shared.wanted(block))
 
     async def _next_block(self, builder: asyncio.Task[None]) -> Block:
         ready = asyncio.create_task(self._next_ready.wait())
@@ -574,7 +583,7 @@ class Session:
         following = self._next
         if following is not None and following.start != block.end:
             raise AssertionError(f"block {following.start} was built after one that ends at {block.end}")
-        intent = None if following is None else following.intent(self._out.now_ms())
+        intent = None if following is None else self._intent(following)
         await self._commit(block.end, intent)
         self._out.fail_point("end_committed")
         if intent is not None:
@@ -647,7 +656,54 @@ class Session:
         holder = _Statement(intent)
         if await self._ledger(block, holder) is _Lease.DONE or block.rows is None:
             return
-        doubt = recovered
+        if holder.intent.shared:
+            send = self._look_for_shared if recovered else self._insert_shared
+            if await send(block, holder) is _Lease.DONE:
+                return
+        await self._insert_alone(block, holder, doubt=recovered)
+
+    async def _insert_shared(self, block: Block, holder: "_Statement") -> _Lease:
+        """In one insert with blocks of other partitions."""
+
+        async def restate() -> int:
+            self.standing.retries += 1
+            intent = msgspec.structs.replace(holder.intent, stated_ms=self._out.now_ms())
+            await self._commit(block.start, intent)
+            holder.intent = intent
+            return intent.stated_ms
+
+        self._out.fail_point("before_insert")
+        sent = await self._out.shared.insert(block, holder.intent.stated_ms, restate)
+        if sent is Sent.GIVEN_UP:
+            return await self._look_for_shared(block, holder)
+        self._out.fail_point("inserted")
+        if sent is Sent.DOUBTFUL:
+            await self._prove(block, holder)
+        return _Lease.DONE
+
+    async def _look_for_shared(self, block: Block, holder: "_Statement") -> _Lease:
+        """Whoever stated the block may have sent it with others, under a token that is not known here. Until that is
+        settled the block is only looked for. Then: all is there, or nothing and it may be inserted alone, or it is
+        completed once nothing else of it can arrive either."""
+        settled_ms = holder.intent.stated_ms + self._out.shared.limits.settled_ms
+        wait_s = _RETRY_FIRST_S
+        while True:
+            left_ms = settled_ms - self._out.now_ms()  # before the look
+            landed = await self._landed(block)
+            if landed.complete:
+                return _Lease.DONE
+            if left_ms < 0:
+                break
+            await asyncio.sleep(min(wait_s, left_ms / 1000 + 0.01))
+            wait_s = min(wait_s * 2, 1.0)
+        if landed.nothing:
+            return _Lease.INSERT
+        await self._wait_until_settled(holder)
+        await self._commit(block.start, holder.intent)
+        await self._complete(block, await self._landed(block))
+        return _Lease.DONE
+
+    async def _insert_alone(self, block: Block, holder: "_Statement", *, doubt: bool) -> None:
         wait_s = _RETRY_FIRST_S
         while True:
             if self._too_old(holder) and await self._renew(block, holder) is _Lease.DONE:
@@ -697,7 +753,7 @@ class Session:
         if not landed.nothing:
             await self._complete(block, landed)
             return _Lease.DONE
-        holder.intent = msgspec.structs.replace(holder.intent, stated_ms=self._out.now_ms())
+        holder.intent = msgspec.structs.replace(holder.intent, stated_ms=self._out.now_ms(), shared=False)
         await self._commit(block.start, holder.intent)
         self._out.fail_point("renewed")
         return _Lease.INSERT

@@ -112,6 +112,16 @@ class Settings(BaseSettings):
         default=120.0, gt=0, description="how long an intent may be acted on before the store is read back (L)"
     )
     deadline_s: float = Field(default=60.0, gt=0, description="the store drops an insert older than this (D)")
+    shared_lease_s: float = Field(
+        default=5.0,
+        ge=0,
+        description="how long after its intent a small block may begin to go to the store in one insert with others of "
+        "the same worker, while the store is busy. Who takes such a block over waits for the end of this and the next, "
+        "unless it has arrived; 0: each goes alone",
+    )
+    shared_deadline_s: float = Field(
+        default=40.0, gt=0, description="the store drops an insert of several blocks older than this"
+    )
     clock_skew_max_s: float = Field(
         default=5.0, gt=0, description="largest tolerated difference between the clocks of worker and store"
     )
@@ -149,6 +159,11 @@ class Settings(BaseSettings):
         """How long the store may work on one insert: half the deadline is for it to arrive, this for its execution,
         and the rest for clocks that differ."""
         return int(self.deadline_s / 2 - self.clock_skew_max_s)
+
+    @property
+    def shared_s_max(self) -> int:
+        """The same for an insert of several blocks; below 1 there is no time for one, and each block goes alone."""
+        return int(min(self.shared_deadline_s, self.deadline_s) / 2 - self.clock_skew_max_s)
 
     @property
     def home_dir(self) -> Path:

@@ -40,6 +40,7 @@ from pipeline.migrate import MigrationError, pending
 from pipeline.ports import Batch, CatalogUnavailable, LogUnavailable, Member, Progress, StoreError, StoreUnavailable
 from pipeline.session import Limits, Outside, Session, Standing
 from pipeline.settings import Settings
+from pipeline.shared_inserts import SharedInserts, SharedLimits
 from pipeline.stages import columnar
 from pipeline.stages.mapping import Mapper, Mappers
 
@@ -56,6 +57,22 @@ log = structlog.get_logger(__name__)
 def _warm_up() -> None:
     for part in (unpack, columnar, id_filter):
         part.warm_up()
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _shared_limits(settings: Settings) -> SharedLimits:
+    """Never longer than a lease; without time enough for an insert of several blocks there is none."""
+    lease_s = min(settings.shared_lease_s, settings.lease_s) if settings.shared_s_max >= 1 else 0.0
+    return SharedLimits(
+        lease_ms=int(lease_s * 1000),
+        deadline_ms=int(min(settings.shared_deadline_s, settings.deadline_s) * 1000),
+        tries_ms=int(settings.lease_s * 1000),
+        rows_max=settings.block_rows_max,
+        bytes_max=settings.block_bytes_max,
+    )
 
 
 class ClockSkew(Exception):  # noqa: N818
@@ -107,6 +124,7 @@ class Worker:
             topic=settings.topic_events,
             database=settings.database,
             insert_s_max=settings.insert_s_max,
+            shared_s_max=settings.shared_s_max,
         )
         self._writer = RecordWriter(settings, linger_ms=5)
         self._ranges = LogRanges(settings)
@@ -116,7 +134,10 @@ class Worker:
         self._cpu = ThreadPoolExecutor(1, "build")
         self._io = ThreadPoolExecutor(max(8, settings.partitions * 3), "store")
         self._inserting = asyncio.Semaphore(settings.inserts_max)
-        self._closing = asyncio.Semaphore(settings.inserts_max + 1)  # one is built while the others are inserted
+        limits = _shared_limits(settings)
+        self._shared = SharedInserts(self._blocks.insert_together, self._io, _now_ms, self._inserting, limits)
+        # blocks that go together wait for nobody; else one is built while the others are inserted
+        self._closing = asyncio.Semaphore(settings.partitions if limits.lease_ms else settings.inserts_max + 1)
         self._sessions: dict[int, tuple[Session, asyncio.Task[None]]] = {}
         self._ends: dict[int, int] = {}
         self._looked: dict[int, int] = {}
@@ -156,6 +177,7 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await self.release()
+        self._shared.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._writer.stop()
         await self._ranges.stop()
@@ -237,11 +259,12 @@ class Worker:
             trimmer=self._trimmer,
             blocks=self._blocks,
             catalog=self._mappings,
-            now_ms=lambda: time.time_ns() // 1_000_000,
+            now_ms=_now_ms,
             cpu=self._cpu,
             io=self._io,
             inserting=self._inserting,
             closing=self._closing,
+            shared=self._shared,
             topic_rejects=settings.topic_rejects,
             topic_changelog=settings.topic_changelog,
             fail_point=self._fail_point,

@@ -20,7 +20,13 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("without_deadline")
 
-_SHORT_LEASE = {"TALLY_LEASE_S": "12", "TALLY_DEADLINE_S": "24", "TALLY_CLOCK_SKEW_MAX_S": "1"}
+_SHORT_LEASE = {
+    "TALLY_LEASE_S": "12",
+    "TALLY_DEADLINE_S": "24",
+    "TALLY_SHARED_LEASE_S": "2",
+    "TALLY_SHARED_DEADLINE_S": "8",
+    "TALLY_CLOCK_SKEW_MAX_S": "1",
+}
 
 
 _LONG = ("e2e", "demo", "faults", "docker")  # minutes each: begun first, so that no process is left with one at the end

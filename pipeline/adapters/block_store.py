@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -36,9 +37,12 @@ _FIND_AT_ONCE: Final = 2_000  # of 40 characters each in the request
 class BlockStore:
     """One per process; used from several threads at once."""
 
-    def __init__(self, store: Store, *, topic: str, database: str, insert_s_max: int = 25) -> None:
+    def __init__(
+        self, store: Store, *, topic: str, database: str, insert_s_max: int = 25, shared_s_max: int = 15
+    ) -> None:
         self._store = store
         self._insert_s_max = insert_s_max
+        self._shared_s_max = shared_s_max
         self._topic = topic
         self._database = database
         self._ledger: TogetherWriter[dict[str, Any]] = TogetherWriter(
@@ -100,7 +104,8 @@ class BlockStore:
             ORDER BY `start` DESC LIMIT 1""",
             self._where(epoch, partition),
         ).rows
-        return None if not rows else Intent(epoch, *rows[0])
+        # the ledger does not tell whether the block went with others, so it may have
+        return None if not rows else msgspec.structs.replace(Intent(epoch, *rows[0]), shared=True)
 
     def whole(self, epoch: int, partition: int, start: int) -> bool:
         """Whether the ledger's block that begins there has arrived in every table, by its marks, with its rejects.
@@ -180,13 +185,23 @@ class BlockStore:
     def insert(self, block: Block, deadline_ms: int) -> None:
         """All rows of the block in one insert under the block's token. The server refuses it past the deadline, and
         ends it when it runs longer than it may: a view must not be written long after the deadline was looked at."""
-        if block.rows is None:
-            return
-        deadline = pa.array([deadline_ms] * block.rows.num_rows, pa.int64()).cast(pa.timestamp("ms", "UTC"))
-        rows = pa.Table.from_batches([block.rows]).append_column("deadline", deadline)
+        if block.rows is not None:
+            self._insert_rows([block.rows], block.token, deadline_ms, self._insert_s_max)
+
+    def insert_together(self, blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
+        """The same for blocks of several partitions under that token: one part in each table and month, with a mark of
+        each block."""
+        batches = [block.rows for block in blocks if block.rows is not None]
+        if batches:
+            self._insert_rows(batches, token, deadline_ms, self._shared_s_max)
+
+    def _insert_rows(self, batches: Sequence[pa.RecordBatch], token: str, deadline_ms: int, run_s_max: int) -> None:
+        rows = pa.Table.from_batches(batches)
+        deadline = pa.repeat(pa.scalar(deadline_ms, pa.int64()), rows.num_rows).cast(pa.timestamp("ms", "UTC"))
+        rows = rows.append_column("deadline", deadline)
         told = {
-            "insert_deduplication_token": block.token,
-            "max_execution_time": self._insert_s_max,
+            "insert_deduplication_token": token,
+            "max_execution_time": run_s_max,
             "query_plan_enable_optimizations": 0,  # one plan for each view, without any key or join: 6 ms for nothing
             **_WHOLE,
         }

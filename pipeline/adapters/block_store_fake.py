@@ -8,6 +8,8 @@ the permanent ids, the others stand for rollups.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
+import msgspec
+
 from pipeline.block import Intent, Position, Sighting, Verdict, pack_sighting
 from pipeline.ports import Border, Epoch, Landed, Progress, StoreError
 from pipeline.stages.sink import MARK_ACCOUNT, Block
@@ -75,7 +77,7 @@ class MemoryBlocks:
     def last_block(self, epoch: int, partition: int) -> Intent | None:
         """The ledger's newest block of the partition."""
         names = [name for name in self.ledger if name[:2] == (epoch, partition)]
-        return self.ledger[max(names)].intent if names else None
+        return msgspec.structs.replace(self.ledger[max(names)].intent, shared=True) if names else None
 
     def whole(self, epoch: int, partition: int, start: int) -> bool:
         """Whether the ledger's block that begins there has arrived in every table, with its rejects."""
@@ -103,14 +105,23 @@ class MemoryBlocks:
 
     def insert(self, block: Block, deadline_ms: int) -> None:
         """All rows, step by step."""
-        for step in self.steps(block, deadline_ms):
+        self.insert_together([block], block.token, deadline_ms)
+
+    def insert_together(self, blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
+        """All rows of these blocks, step by step."""
+        for step in self.steps(blocks, token, deadline_ms):
             step()
 
-    def steps(self, block: Block, deadline_ms: int) -> Iterator[Callable[[], None]]:
+    def steps(self, blocks: Sequence[Block], token: str, deadline_ms: int) -> list[Callable[[], None]]:
         """What an insert does one after the other; whoever stops in between leaves it half done."""
         if self._now_ms() > deadline_ms:
             raise StoreError(469, "the insert came after its deadline")
-        return iter([lambda place=place: self._land(place, block, block.token) for place in self.places(block)])
+        return [lambda place=place: self._land(place, blocks, token) for place in self.places_of(blocks)]  # type: ignore[misc]
+
+    def places_of(self, blocks: Sequence[Block]) -> list[Place]:
+        """Tables and months that these blocks go to, in the order of writing."""
+        reached = {place for block in blocks for place in self.places(block)}
+        return sorted(reached, key=lambda place: (TABLES.index(place[0]), place[1]))
 
     def places(self, block: Block) -> list[Place]:
         """Tables and months that the block goes to, in the order of writing."""
@@ -132,7 +143,7 @@ class MemoryBlocks:
     def repair(self, block: Block, landed: Landed) -> None:
         """Adds what is missing, under tokens of their own."""
         for place in landed.missing:
-            self._land(place, block, f"{block.token}:repair")
+            self._land(place, [block], f"{block.token}:repair")
 
     def write_rejects(self, block: Block) -> None:
         """Refused lines and conflicts, by position."""
@@ -180,13 +191,15 @@ class MemoryBlocks:
         arrivals = self.arrivals.get(("event_ids", 0), ())
         return [fact for arrival in arrivals if arrival.block[1] == partition for fact in arrival.facts]
 
-    def _land(self, place: Place, block: Block, token: str) -> None:
+    def _land(self, place: Place, blocks: Sequence[Block], token: str) -> None:
         known_ms = self._tokens.get((place, token))
         if known_ms is not None and self._now_ms() - known_ms <= self._token_window_ms:
             return
         self.note_token(place, token)
-        facts = tuple(fact for fact in self._facts(block) if place[1] in (0, fact.month))
-        self.arrivals.setdefault(place, []).append(Arrival(block_name(block), facts))
+        for block in blocks:
+            if place in self.places(block):
+                facts = tuple(fact for fact in self._facts(block) if place[1] in (0, fact.month))
+                self.arrivals.setdefault(place, []).append(Arrival(block_name(block), facts))
 
     def _facts(self, block: Block) -> tuple[Fact, ...]:
         """The block's rows, read once: an insert writes them to many places."""

@@ -62,7 +62,7 @@ class Block(msgspec.Struct, kw_only=True, gc=False):
     forwards: tuple[Line, ...]
     bytes: int
 
-    def intent(self, stated_ms: int) -> Intent:
+    def intent(self, stated_ms: int, *, shared: bool = False) -> Intent:
         """What is committed before anything of the block leaves the worker."""
         return Intent(
             self.epoch,
@@ -73,6 +73,7 @@ class Block(msgspec.Struct, kw_only=True, gc=False):
             self.catalog_version,
             self.rules,
             stated_ms,
+            shared,
         )
 
     @property

@@ -14,6 +14,7 @@ from pipeline.adapters.block_store_fake import TABLES, MemoryBlocks
 from pipeline.adapters.clickhouse import Store
 from pipeline.block import LogRecord, Place
 from pipeline.catalog import Account, Catalog, Feature, encode_account, encode_feature
+from pipeline.event import id_hash, partition_of
 from pipeline.ports import Blocks, Border, Epoch, StoreError
 from pipeline.stages.build import build_block
 from pipeline.stages.mapping import Mapper, Mappers
@@ -120,6 +121,14 @@ def events(name: str, number: int = 12) -> list[bytes]:
     ]
 
 
+def own_events(partition: Partition, name: str) -> list[bytes]:
+    """Events over both months whose ids belong to that partition."""
+    several = events(f"{name}/{partition.number}", 60)
+    ids = [json.loads(event)["transactionId"] for event in several]
+    n = partition.number + 1
+    return [e for e, i in zip(several, ids, strict=True) if partition_of(id_hash("acme", i), n) == partition.number]
+
+
 def put(bench: Bench, *blocks: Block) -> None:
     """Ledger, then rows."""
     for block in blocks:
@@ -155,7 +164,8 @@ def test_the_ledger_gives_the_newest_block_back_as_its_latest_statement(bench: B
     for block in (partition.block(events("a")), partition.block([]), partition.block([b"{"])):
         bench.blocks.write_ledger(block, STATED_MS)
         bench.blocks.write_ledger(block, STATED_MS + 5)
-        assert bench.blocks.last_block(0, 0) == block.intent(STATED_MS + 5)
+        # it does not tell whether the block went with others, so it may have
+        assert bench.blocks.last_block(0, 0) == block.intent(STATED_MS + 5, shared=True)
     assert bench.blocks.last_block(0, 1) is None
     assert bench.blocks.last_block(1, 0) is None
 
@@ -191,6 +201,42 @@ def test_a_block_inserted_thrice_has_landed_once(bench: Bench) -> None:
     assert landed.complete
     assert places(landed.arrivals) == dict.fromkeys(PLACES, 1)
     assert bench.blocks.whole(0, 0, block.start)
+
+
+def test_blocks_of_several_partitions_in_one_insert_land_once_each(bench: Bench) -> None:
+    """However often it is sent under the same token; each is told apart by its own marks."""
+    partitions = [Partition(number) for number in range(3)]
+    put(bench, *[partition.block(own_events(partition, "before")) for partition in partitions])
+    blocks = [partition.block(own_events(partition, "a")) for partition in partitions]
+    for block in blocks:
+        bench.blocks.write_ledger(block, STATED_MS)
+        assert bench.blocks.landed(block).nothing
+    for deadline in (FAR_MS, FAR_MS + 1):
+        bench.blocks.insert_together(blocks[:2], "one+other", deadline)
+    assert [bench.blocks.landed(block).complete for block in blocks] == [True, True, False]
+    assert bench.blocks.landed(blocks[2]).nothing
+    assert all(bench.blocks.whole(0, block.partition, block.start) for block in blocks[:2])
+    with pytest.raises(StoreError):
+        bench.blocks.insert_together(blocks[1:], "late", bench.now_ms() - 1)
+    assert bench.blocks.landed(blocks[2]).nothing
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_of_several_blocks_each_is_repaired_by_itself(bench: Bench, place: tuple[str, int]) -> None:
+    """What a table lacks of an insert of two is told of both, and added for the one that is repaired."""
+    partitions = [Partition(number) for number in range(2)]
+    blocks = [partition.block(own_events(partition, "a")) for partition in partitions]
+    for block in blocks:
+        bench.blocks.write_ledger(block, STATED_MS)
+    bench.blocks.insert_together(blocks, "both", FAR_MS)
+    bench.lose(*place)
+    for block in blocks:
+        landed = bench.blocks.landed(block)
+        assert landed.missing == [place]
+        assert not landed.surplus
+        bench.blocks.repair(block, landed)
+        assert bench.blocks.landed(block).complete
+        assert bench.blocks.whole(0, block.partition, block.start)
 
 
 @pytest.mark.parametrize("place", PLACES)

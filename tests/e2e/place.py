@@ -42,6 +42,7 @@ class Place:
             "TALLY_SESSION_TIMEOUT_S": "6",
             "TALLY_LEASE_S": "4",
             "TALLY_DEADLINE_S": "6",
+            "TALLY_SHARED_LEASE_S": "1",
             "TALLY_CLOCK_SKEW_MAX_S": "1",
             "TALLY_WORKER_PORT": str(self.worker_port),
         }

@@ -28,6 +28,7 @@ from pipeline.changelog import unpack_change
 from pipeline.event import derived_id_hash, id_hash, partition_of
 from pipeline.ports import Border, CommitAnswer, Header, Landed, LogUnavailable, Member, Record, StoreUnavailable
 from pipeline.session import Limits, Outside, Session
+from pipeline.shared_inserts import SharedInserts, SharedLimits
 from pipeline.stages.build import RULE_SETS, RuleSet
 from pipeline.stages.mapping import Mapper, Mappers
 from pipeline.stages.sink import Block, make_block
@@ -35,6 +36,7 @@ from pipeline.stages.sink import Block, make_block
 TOPIC, REJECTS, CHANGELOG = "events", "rejects", "changelog"
 START_MS = 1_790_000_000_000
 LEASE_MS, DEADLINE_MS = 4_000, 2_000
+SHARED_LEASE_MS, SHARED_DEADLINE_MS = 500, 1_000
 WINDOWS_MS = (400, 0, 1_500)  # of the dedup table, by the seed; most runs last ten seconds
 
 
@@ -151,25 +153,33 @@ class _Blocks(MemoryBlocks):
         self.world.hiccup()
 
     def insert(self, block: Block, deadline_ms: int) -> None:
+        self._insert([block], block.token, deadline_ms, DEADLINE_MS)
+
+    def insert_together(self, blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
+        self.world.happened["together"] += len(blocks) > 1
+        self._insert(blocks, token, deadline_ms, SHARED_DEADLINE_MS)
+
+    def _insert(self, blocks: Sequence[Block], token: str, deadline_ms: int, within_ms: int) -> None:
         world = self.world
-        world.must_be_stated(block, "insert")
+        for block in blocks:
+            world.must_be_stated(block, "insert")
         world.hiccup()
-        steps = list(self.steps(block, deadline_ms))
+        steps = self.steps(blocks, token, deadline_ms)
         if not world.chance(world.faults.insert):
             for step in steps:
                 step()
-            world.note("store", block.token, "inserted")
+            world.note("store", token, "inserted")
             return
         now = world.random.randrange(len(steps) + 1)
         for step in steps[:now]:
             step()
         if now < len(steps) and world.chance(0.3):
-            self.note_token(self.places(block)[now], block.token)
+            self.note_token(self.places_of(blocks)[now], token)
         elif world.chance(0.5):  # the server goes on without its client, until a while after the deadline at most
             left_s = max(0.0, (deadline_ms - world.now_ms()) / 1000)
-            later_s = world.random.uniform(0, left_s + (DEADLINE_MS / 2 - world.skew_ms) / 1000)
+            later_s = world.random.uniform(0, left_s + (within_ms / 2 - world.skew_ms) / 1000)
             asyncio.get_running_loop().call_later(later_s, self._late, self.life, steps[now:])
-        world.note("store", block.token, f"inserted {now} of {len(steps)} places, no answer")
+        world.note("store", token, f"inserted {now} of {len(steps)} places, no answer")
         raise StoreUnavailable("the answer was lost")
 
     def _late(self, life: int, steps: list[Callable[[], None]]) -> None:
@@ -374,14 +384,22 @@ class SimWorker:
         self.cpu = _Thread(self, lambda: world.random.uniform(0, 0.01), serial=True)
         self.io = _Thread(self, self._io_s, serial=False)
         self.inserting = asyncio.Semaphore(1)  # the least there can be: partitions wait for each other
-        self.closing = asyncio.Semaphore(2)
+        self.closing = asyncio.Semaphore(world.partitions if world.shared_lease_ms else 2)
+        self.shared = SharedInserts(
+            world.blocks.insert_together,
+            self.io,
+            self.now_ms,
+            self.inserting,
+            SharedLimits(world.shared_lease_ms, SHARED_DEADLINE_MS, LEASE_MS, 4 * world.rows_max, 1 << 20),
+        )
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._pump())]
 
     def _io_s(self) -> float:
         if self.store_takes_s is not None:
             return self.store_takes_s
         slow = self.world.chance(self.world.faults.slow)
-        return self.world.random.uniform(0, 3.0 if slow else 0.03)
+        usual_s = 0.2 if self.world.busy else 0.03
+        return self.world.random.uniform(0, 3.0 if slow else usual_s)
 
     def must_live(self) -> None:
         """A dead process does nothing any more."""
@@ -409,6 +427,7 @@ class SimWorker:
         self.world.note("worker", self.number, "dies", "with its disk" if disk_lost else "")
         self.world.killed += 1
         self.cpu.dead = self.io.dead = True
+        self.shared.close()
         for task in [*self._tasks, *(task for _, task in self.sessions.values())]:
             task.cancel()
         if self.world.folder is not None:
@@ -527,7 +546,7 @@ class SimWorker:
 class World:
     """All of it. `kill_at`: the fail point and the number of its passing at which the worker dies. `modulus`: over how
     many partitions ids are spread; the others were added later. `folder`: tables on RocksDB, below it; otherwise in
-    memory."""
+    memory. `busy`: much comes in everywhere and the store is slow, so that blocks go to it together."""
 
     seed: int = 0
     partitions: int = 1
@@ -543,6 +562,8 @@ class World:
     tidy_every_s: float = 1.0
     skew_ms: int = 0
     modulus: int = 0
+    busy: bool = False
+    shared_lease_ms: int = SHARED_LEASE_MS
     happenings: dict[str, int] = field(default_factory=lambda: dict(USUAL))
 
     def __post_init__(self) -> None:
@@ -612,6 +633,7 @@ class World:
             io=worker.io,
             inserting=worker.inserting,
             closing=worker.closing,
+            shared=worker.shared,
             topic_rejects=REJECTS,
             topic_changelog=CHANGELOG,
             fail_point=worker.fail_point,
@@ -763,7 +785,8 @@ class World:
         self.happened[kind] += 1
         self.note(kind, worker.number)
         if kind == "produce":
-            self.produce_at_random(self.random.randrange(self.partitions))
+            for number in range(self.partitions) if self.busy else [self.random.randrange(self.partitions)]:
+                self.produce_at_random(number)
         elif kind == "catalog":
             self.catalog.more()
         elif kind == "expire":
@@ -981,7 +1004,9 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 async def random_run(seed: int, *, steps: int = 40, prepare: Callable[[World], None] = lambda world: None) -> World:
     """A run with everything going wrong that may, then calm, then the law."""
-    world = World(seed=seed, partitions=2, workers_count=2, faults=HARSH, tidy_every_s=0.1)
+    busy = seed % 3 == 0
+    partitions = 6 if busy else 2
+    world = World(seed=seed, partitions=partitions, workers_count=2, faults=HARSH, tidy_every_s=0.1, busy=busy)
     world.window_ms = WINDOWS_MS[seed % len(WINDOWS_MS)]
     prepare(world)
     await _suffer(world, steps)
@@ -1003,6 +1028,7 @@ class Plan:
     after: str
     modulus: int = 0
     window_ms: int = 0
+    busy: bool = False
 
     def simpler(self) -> Iterator["Plan"]:
         """The same with one thing less, for each thing."""
@@ -1044,7 +1070,8 @@ def wild_plan(seed: int) -> Plan:
     if draw.random() < 0.2:  # workers of a newer version among those of the former
         plan.happenings["upgrade"] = 2
     modulus = draw.randint(1, plan.partitions) if draw.random() < 0.1 else 0
-    return replace(plan, modulus=modulus, window_ms=draw.choice(WINDOWS_MS))
+    plan = replace(plan, modulus=modulus, window_ms=draw.choice(WINDOWS_MS))
+    return replace(plan, busy=True, partitions=plan.partitions + 3, modulus=0) if seed % 4 == 3 else plan
 
 
 async def wild_run(plan: Plan, *, prepare: Callable[[World], None] = lambda world: None) -> World:
@@ -1058,6 +1085,7 @@ async def wild_run(plan: Plan, *, prepare: Callable[[World], None] = lambda worl
         skew_ms=SKEW_MS if "clock" in plan.happenings else 0,
         happenings=plan.happenings,
         modulus=plan.modulus,
+        busy=plan.busy,
         window_ms=plan.window_ms,
         tidy_every_s=0.1,
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import block_world
@@ -15,7 +15,7 @@ from pipeline.adapters.block_store_fake import MemoryBlocks
 from pipeline.block import RULES, Committed, Intent, Verdict, decode_metadata, encode_metadata
 from pipeline.event import FieldError, id_hash, partition_of
 from pipeline.fail_points import POINTS
-from pipeline.ports import Border, CommitAnswer, LogUnavailable, Member, StoreUnavailable
+from pipeline.ports import Border, CommitAnswer, LogUnavailable, Member, StoreError, StoreUnavailable
 from pipeline.session import Session, SessionOver
 from pipeline.stages.build import RULE_SETS, RuleSet
 from pipeline.stages.dedup import identify
@@ -320,7 +320,7 @@ def test_blocks_stay_open_while_the_store_is_busy() -> None:
     """A closed block that waits for the store would only need one more for what comes meanwhile."""
 
     async def go() -> None:
-        world = World(partitions=4, rows_max=1_000)
+        world = World(partitions=4, rows_max=1_000, shared_lease_ms=0)
         world.workers[0].start()
         world.workers[0].store_takes_s = 0.5
         for number in range(100):
@@ -339,14 +339,14 @@ def test_partitions_that_cannot_be_stored_do_not_keep_the_others_open(monkeypatc
 
     async def go() -> None:
         world = World(partitions=4, rows_max=1_000)
-        insert = world.blocks.insert
+        insert = world.blocks._insert
 
-        def some(block: Block, deadline_ms: int) -> None:
-            if block.partition < 2:
-                raise StoreUnavailable("no answer")
-            insert(block, deadline_ms)
+        def some(blocks: Sequence[Block], token: str, deadline_ms: int, within_ms: int) -> None:
+            if min(block.partition for block in blocks) < 2:
+                raise StoreError(1, "no")
+            insert(blocks, token, deadline_ms, within_ms)
 
-        monkeypatch.setattr(world.blocks, "insert", some)
+        monkeypatch.setattr(world.blocks, "_insert", some)
         world.workers[0].start()
         for number in range(3):
             for partition in range(4):
@@ -471,7 +471,7 @@ def fail_after(world: World, steps: int, *, note_next: bool = False, later_s: fl
         if not next(first, False):
             insert(block, deadline_ms)
             return
-        left = list(world.blocks.steps(block, deadline_ms))
+        left = world.blocks.steps([block], block.token, deadline_ms)
         for step in left[:steps]:
             step()
         if note_next:

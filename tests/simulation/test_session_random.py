@@ -19,7 +19,7 @@ from pipeline.block import RULES, Committed, Intent, Verdict
 from pipeline.fail_points import EXPIRY_POINTS
 from pipeline.inbox import Inbox, Range
 from pipeline.ports import CommitAnswer, Landed, Marker
-from pipeline.session import Session, SessionOver, encode_metadata
+from pipeline.session import Session, SessionOver, _Lease, encode_metadata
 from pipeline.stages import build, dedup
 from pipeline.stages.sink import Block
 
@@ -63,6 +63,7 @@ def test_the_runs_meet_what_they_are_for() -> None:
     assert {"before_intent", "table_written", "inserted", "rejects_acknowledged", "end_committed"} <= passed
     assert sum(world.killed for world in worlds) > 40
     assert sum(world.repaired for world in worlds) > 5
+    assert sum(world.happened["together"] for world in worlds) > 5
     assert max(world.coordinator.generation for world in worlds) > 8
     assert set(EXPIRY_POINTS) <= passed
     assert sum(world.trimmed for world in worlds) > 20
@@ -157,6 +158,13 @@ def _takes_facts_for_a_proof(patch: pytest.MonkeyPatch) -> None:
 
 def _knows_no_lease(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Session, "_too_old", lambda self, holder: False)
+
+
+def _sends_alone_what_may_have_gone_with_others(patch: pytest.MonkeyPatch) -> None:
+    async def at_once(self: Session, block: Block, holder: Any) -> _Lease:
+        return _Lease.INSERT
+
+    patch.setattr(Session, "_look_for_shared", at_once)
 
 
 def _judges_without_the_block_before(patch: pytest.MonkeyPatch) -> None:
@@ -258,6 +266,7 @@ def test_the_wild_runs_find_a_planted_bug(
         _never_reads_back,
         _takes_facts_for_a_proof,
         _knows_no_lease,
+        _sends_alone_what_may_have_gone_with_others,
         _judges_without_the_block_before,
         _forgets_the_last_record_of_a_block,
     ],

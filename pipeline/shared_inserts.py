@@ -1,0 +1,241 @@
+"""Inserts that blocks of several partitions share: what an insert costs the store hardly depends on its rows.
+
+Such an insert carries a token that only its sender can name, so that whoever takes one of the partitions over cannot
+send it again. Therefore:
+- a block goes with others only where its statement says that it may (`Intent.shared`), and only within the shared lease
+  after that statement. Past it, and before each further try, it is stated anew, which proves that its session still is
+  the owner;
+- every try of an insert carries the same token, and the rows of those blocks whose sessions still are there;
+- whoever finds such a statement and is not its sender looks until the shared lease and the shared deadline are over,
+  and acts by itself only then (`Session._look_for_shared`).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from enum import Enum
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from pipeline.ports import StoreError, StoreUnavailable
+from pipeline.stages.sink import Block
+
+_RETRY_FIRST_S: Final = 0.1
+_RETRY_MAX_S: Final = 5.0
+_log = structlog.get_logger(__name__)
+
+
+class SharedLimits(msgspec.Struct, frozen=True):
+    """`lease_ms`: how long after its statement a block may begin to go with others; 0: never. `deadline_ms`: how long
+    after that the store may work on the insert at most. `tries_ms`: how long an insert is tried again while the store
+    does not answer; one that is refused, only for a lease, since one block may be the reason for all. `rows_max` and
+    `bytes_max` are of all blocks of an insert."""
+
+    lease_ms: int
+    deadline_ms: int
+    tries_ms: int
+    rows_max: int
+    bytes_max: int
+
+    @property
+    def settled_ms(self) -> int:
+        """So long after its statement nothing of a block can arrive with others any more."""
+        return self.lease_ms + self.deadline_ms
+
+
+class Sent(Enum):
+    """What became of a block that was to go with others."""
+
+    DONE = "done"
+    DOUBTFUL = "done, after a try whose outcome is unknown"
+    GIVEN_UP = "tried for too long"
+
+
+class _Member:
+    """A block on its way. `done` is cancelled with its session."""
+
+    __slots__ = ("block", "done", "restate", "stated_ms")
+
+    def __init__(self, block: Block, stated_ms: int, restate: Callable[[], Awaitable[int]]) -> None:
+        self.block = block
+        self.stated_ms = stated_ms
+        self.restate = restate
+        self.done: asyncio.Future[Sent] = asyncio.get_running_loop().create_future()
+
+
+class _Insert:
+    """Blocks that go together; the same token on every try."""
+
+    __slots__ = ("_members", "begun_ms", "error", "token")
+
+    def __init__(self, members: Sequence[_Member], begun_ms: int) -> None:
+        self._members = members
+        self.begun_ms = begun_ms
+        self.error: StoreUnavailable | StoreError | None = None
+        self.token = "+".join(member.block.token for member in members)
+
+    def members(self) -> list[_Member]:
+        """Those whose sessions still wait."""
+        return [member for member in self._members if not member.done.done()]
+
+    def end(self, outcome: Sent | Exception) -> None:
+        for member in self.members():
+            _tell(member, outcome)
+
+
+class SharedInserts:
+    """One for all sessions of a worker, in its event loop. `insert` gets blocks, token and deadline, blocks, and raises
+    StoreUnavailable or StoreError; `inserting` has a place for each insert that may be under way."""
+
+    def __init__(
+        self,
+        insert: Callable[[Sequence[Block], str, int], None],
+        io: Executor,
+        now_ms: Callable[[], int],
+        inserting: asyncio.Semaphore,
+        limits: SharedLimits,
+    ) -> None:
+        self.limits = limits
+        self._insert = insert
+        self._io = io
+        self._now_ms = now_ms
+        self._inserting = inserting
+        self._one_at_a_time = asyncio.Lock()  # what comes meanwhile goes together
+        self._waiting: list[_Member] = []
+        self._closed = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._gathering = False
+
+    def closed(self) -> None:
+        """A session has closed a block."""
+        self._closed += 1
+
+    def stored(self) -> None:
+        """The store has taken a block that was closed, or its session is over."""
+        self._closed -= 1
+
+    def wanted(self, block: Block) -> bool:
+        """Whether the block, closed and about to be stated, had better go with others: it is small, and there are
+        some."""
+        return (
+            self.limits.lease_ms > 0
+            and self._closed > 1
+            and block.rows is not None
+            and block.rows.num_rows <= self.limits.rows_max // 2
+        )
+
+    async def insert(self, block: Block, stated_ms: int, restate: Callable[[], Awaitable[int]]) -> Sent:
+        """Sends the block with those that wait as well, again and again where the outcome is unknown.
+
+        `restate` commits the block's statement anew and gives the new one's time; it raises when the session is no
+        longer the owner, which then is raised here. Cancelled before the block was sent, nothing of it is.
+        """
+        member = _Member(block, stated_ms, restate)
+        self._waiting.append(member)
+        if not self._gathering:
+            self._gathering = True
+            self._begin(self._gather())
+        return await member.done
+
+    def close(self) -> None:
+        """Ends all that has not been sent. The sessions must be over."""
+        for task in self._tasks:
+            task.cancel()
+
+    # -- private
+
+    def _begin(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _gather(self) -> None:
+        """Sends what waits, until nothing does."""
+        try:
+            while self._waiting:
+                async with self._one_at_a_time, self._inserting:
+                    if not (members := self._take()):
+                        continue
+                    insert = _Insert(members, self._now_ms())
+                    if not await self._try(insert):
+                        self._begin(self._try_again(insert))
+        finally:
+            self._gathering = False
+
+    def _take(self) -> list[_Member]:
+        """The first that wait, as many as fit; at least one, when there is one."""
+        waiting = [member for member in self._waiting if not member.done.done()]
+        taken: list[_Member] = []
+        rows = size = 0
+        for member in waiting:
+            rows += 0 if member.block.rows is None else member.block.rows.num_rows
+            size += member.block.bytes
+            if taken and (rows > self.limits.rows_max or size > self.limits.bytes_max):
+                break
+            taken.append(member)
+        self._waiting = waiting[len(taken) :]
+        return sorted(taken, key=lambda member: member.block.partition)
+
+    async def _try_again(self, insert: _Insert) -> None:
+        wait_s = _RETRY_FIRST_S
+        while insert.members():
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, _RETRY_MAX_S)
+            refused = isinstance(insert.error, StoreError)
+            tries_ms = self.limits.lease_ms if refused else self.limits.tries_ms
+            if self._now_ms() - insert.begun_ms > tries_ms:
+                insert.end(Sent.GIVEN_UP)
+                return
+            await self._restate(insert.members())
+            async with self._one_at_a_time, self._inserting:
+                if await self._try(insert):
+                    return
+
+    async def _try(self, insert: _Insert) -> bool:
+        """One try, unless all sessions are over; whether the insert is done with."""
+        while True:
+            # before the leases are looked at: a worker that stands still in between must not come back with a fresh one
+            looked_ms = self._now_ms()
+            members = insert.members()
+            if not members:
+                return True
+            late = [member for member in members if looked_ms - member.stated_ms > self.limits.lease_ms]
+            if not late:
+                break
+            await self._restate(late)
+        blocks = [member.block for member in members]
+        deadline_ms = looked_ms + self.limits.deadline_ms // 2
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._io, self._insert, blocks, insert.token, deadline_ms)
+        except (StoreUnavailable, StoreError) as error:
+            insert.error = error
+            _log.warning("waiting", doing="shared insert", blocks=len(blocks), error=str(error)[:500])
+            return False
+        except Exception as error:  # noqa: BLE001 - a fault of the program: every session that waits raises it
+            insert.end(error)
+            return True
+        for member in members:
+            _tell(member, Sent.DOUBTFUL if insert.error else Sent.DONE)
+        return True
+
+    async def _restate(self, members: Sequence[_Member]) -> None:
+        """States these blocks anew; who is no longer the owner is told so."""
+        found = await asyncio.gather(*(member.restate() for member in members), return_exceptions=True)
+        for member, outcome in zip(members, found, strict=True):
+            if isinstance(outcome, int):
+                member.stated_ms = outcome
+            elif isinstance(outcome, Exception):
+                _tell(member, outcome)
+            else:
+                member.done.cancel()
+
+
+def _tell(member: _Member, outcome: Sent | Exception) -> None:
+    if member.done.done():
+        return
+    if isinstance(outcome, Exception):
+        member.done.set_exception(outcome)
+    else:
+        member.done.set_result(outcome)
