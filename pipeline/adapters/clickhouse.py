@@ -132,7 +132,9 @@ class Store:
         told = {**INSERT_SETTINGS, **(settings or {})}
         with store_errors(self._settings.clickhouse):
             # A generator: the client library repeats a request on a closed connection only if it can rewind the body.
-            self._connected().raw_insert(table, None, pieces, settings=told, fmt=fmt)
+            # With its size, the body goes out as it is instead of in chunks, each of which would be copied.
+            size = {"Content-Length": str(body.size)}
+            self._connected().raw_insert(table, None, pieces, settings=told, fmt=fmt, transport_settings=size)
 
     def ping(self) -> None:
         """Prove that the server answers and the database is there. Raises StoreUnavailable, StoreError. Blocks."""

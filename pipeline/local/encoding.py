@@ -95,7 +95,7 @@ def encoder_for(accept_encoding: str) -> tuple[str, Encoder] | None:
     return None if best is None else (best, _ENCODERS[best]())
 
 
-def decode(body: bytes, coding: str, limit: int) -> bytes:
+def decode(body: bytes | bytearray, coding: str, limit: int) -> bytes | bytearray:
     """Undo a Content-Encoding. Raises EncodingError, and TooLargeError past ``limit`` bytes."""
     if coding in {"", "identity"}:
         return body
@@ -105,7 +105,7 @@ def decode(body: bytes, coding: str, limit: int) -> bytes:
         raise EncodingError(f"the body is not valid {coding}: {error}") from error
 
 
-def decode_frames(body: bytes, limit: int) -> bytes:
+def decode_frames(body: bytes | bytearray, limit: int) -> bytes:
     """Data of a sequence of ClickHouse frames. Raises EncodingError, and TooLargeError past ``limit`` bytes."""
     return b"".join(_bounded(_frames(memoryview(body)), limit))
 
@@ -119,7 +119,7 @@ def _bounded(pieces: Iterator[bytes], limit: int) -> Iterator[bytes]:
         yield piece
 
 
-def _pieces(body: bytes, coding: str) -> Iterator[bytes]:
+def _pieces(body: bytes | bytearray, coding: str) -> Iterator[bytes]:
     if coding == "zstd":
         return _expand(body)
     if coding == "lz4":
@@ -134,7 +134,7 @@ def _read_all(file: IO[bytes]) -> Iterator[bytes]:
         yield piece
 
 
-def _expand(body: bytes) -> Iterator[bytes]:
+def _expand(body: bytes | bytearray) -> Iterator[bytes]:
     """Zstd, frame after frame. Small slices: one of them can swell to 2**15 times its size."""
     stream, rest = zstandard.ZstdDecompressor().decompressobj(), memoryview(body)
     while rest:
@@ -147,7 +147,7 @@ def _expand(body: bytes) -> Iterator[bytes]:
         raise EncodingError("the compressed body ends too early")
 
 
-def _inflate(body: bytes) -> Iterator[bytes]:
+def _inflate(body: bytes | bytearray) -> Iterator[bytes]:
     """Gzip (several members too) or zlib, told apart by their first bytes."""
     while body:
         stream = zlib.decompressobj(47)

@@ -139,7 +139,7 @@ class _Ask:
     """A request, read: SQL text, data of an INSERT, and how both are to be run and answered."""
 
     text: bytes
-    data: bytes
+    data: bytes | bytearray
     statement: Statement
     format: str
     params: dict[str, str]
@@ -252,12 +252,12 @@ class Gateway:
     def _read(self, request: Request, query_id: str, tag: str) -> _Ask:
         query, headers = request.query, request.headers
         if headers.get("content-type", "").startswith("multipart/form-data"):
-            query = {**query, **_form(request.body, headers["content-type"])}
+            query = {**query, **_form(bytes(request.body), headers["content-type"])}
             request = replace(request, body=b"")
         body = decode(request.body, headers.get("content-encoding", "").lower(), self._body_bytes_max)
         if _flag(query, "decompress"):
             body = decode_frames(body, self._body_bytes_max)
-        text, data = (query["query"].encode(), body) if query.get("query") else (body, b"")
+        text, data = (query["query"].encode(), body) if query.get("query") else (bytes(body), b"")
         statement = outline(text)
         if data and statement.kind not in {Kind.INSERT_DATA, Kind.INSERT_VALUES}:
             text, data = text + b"\n" + data, b""

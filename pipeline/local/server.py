@@ -21,6 +21,7 @@ import h11
 
 _HEAD_BYTES_MAX: Final = 1 << 20  # a server's http_max_uri_size: parameters travel in the address
 _READ_BYTES: Final = 1 << 18
+_LARGE_BYTES: Final = 1 << 18  # of a body: from here on each copy of it counts
 _IDLE_S: Final = 300
 _LINGER_S: Final = 2.0
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1", ""})
@@ -51,13 +52,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request, its body as sent. Header names are lower case."""
+    """One request, its body as sent, a large one as a bytearray. Header names are lower case."""
 
     method: str
     path: str
     query: dict[str, str]
     headers: dict[str, str]
-    body: bytes
+    body: bytes | bytearray
 
 
 class Answer:
@@ -242,13 +243,20 @@ class _Connection:
                 self._idle = False
             if not isinstance(head, h11.Request):
                 return False
-            pieces: list[bytes] = []
-            for piece in self._body(head):
-                self._budget.take(len(piece))
-                taken += len(piece)
-                pieces.append(piece)
+            body: bytes | bytearray
+            if (size := self._declared(head)) >= _LARGE_BYTES:
+                self._budget.take(size)
+                taken = size
+                body = self._large_body(head, size)
+            else:
+                pieces: list[bytes] = []
+                for piece in self._body():
+                    self._budget.take(len(piece))
+                    taken += len(piece)
+                    pieces.append(piece)
+                body = b"".join(pieces)
             self._peer.settimeout(None)  # a slow reader of the answer slows its own statement only
-            handler(_request(head, b"".join(pieces)), answer)
+            handler(_request(head, body), answer)
         except h11.RemoteProtocolError as error:
             return self._refuse(answer, RefusedError(error.error_status_hint, f"not HTTP/1.1: {error}"))
         except RefusedError as refusal:
@@ -272,19 +280,44 @@ class _Connection:
                 raise DisconnectedError("idle for too long") from error
             self._http.receive_data(data)
 
-    def _body(self, head: h11.Request) -> Iterable[bytes]:
+    def _declared(self, head: h11.Request) -> int:
+        """The size of the body, where the head tells it; else 0."""
+        size = int(next((value for name, value in head.headers if name == b"content-length"), b"0"))
+        if size > self._body_bytes_max:
+            raise self._too_large()
+        return size
+
+    def _too_large(self) -> RefusedError:
+        return RefusedError(413, f"the body is larger than {self._body_bytes_max} bytes: send it in several requests")
+
+    def _large_body(self, head: h11.Request, size: int) -> bytearray:
+        """From the socket to where it stays: through h11 each byte would be copied four times more. The answer then
+        goes through a protocol that has seen the same request without its body."""
+        if self._http.they_are_waiting_for_100_continue:
+            self.send(h11.InformationalResponse(status_code=100, headers=[]))
+        body = bytearray(size)
+        early, _ = self._http.trailing_data
+        got = min(len(early), size)
+        body[:got] = early[:got]
+        with memoryview(body) as whole:
+            while got < size:
+                more = self._peer.recv_into(whole[got:])
+                if not more:
+                    raise DisconnectedError("the body broke off")
+                got += more
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD_BYTES_MAX)
+        self._http.receive_data(_without_body(head) + early[size:])
+        self._http.next_event()
+        self._http.next_event()
+        return body
+
+    def _body(self) -> Iterable[bytes]:
         """Pieces of the body; complete, or an exception: a body that breaks off is never acted upon."""
-        too_large = RefusedError(
-            413, f"the body is larger than {self._body_bytes_max} bytes: send it in several requests"
-        )
-        declared = next((value for name, value in head.headers if name == b"content-length"), b"0")
-        if int(declared) > self._body_bytes_max:
-            raise too_large
         size = 0
         while isinstance(event := self._next_event(), h11.Data):
             size += len(event.data)
             if size > self._body_bytes_max:
-                raise too_large
+                raise self._too_large()
             yield bytes(event.data)
         if not isinstance(event, h11.EndOfMessage):
             raise DisconnectedError("the body broke off")
@@ -304,7 +337,14 @@ class _Connection:
         return False
 
 
-def _request(head: h11.Request, body: bytes) -> Request:
+def _without_body(head: h11.Request) -> bytes:
+    """The head of the same request without a body."""
+    kept = [name + b": " + value for name, value in head.headers if name not in (b"content-length", b"expect")]
+    first = b"%s %s HTTP/%s" % (head.method, head.target, head.http_version)
+    return b"\r\n".join([first, *kept, b"", b""])
+
+
+def _request(head: h11.Request, body: bytes | bytearray) -> Request:
     target = urlsplit(head.target.decode("latin-1"))
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers}
     _local_only(headers)

@@ -3,6 +3,7 @@
 import gzip
 import http.client
 import json
+import socket
 import subprocess
 import threading
 import time
@@ -405,6 +406,40 @@ def test_a_client_that_leaves_ends_its_statement_only(url: str) -> None:
     connection.send(b"1\n2\n")
     connection.close()
     assert cell(url, "SELECT count() FROM left_behind") == "0"
+
+
+def test_requests_with_large_bodies_follow_each_other_on_a_connection(url: str, table: str) -> None:
+    """Sent without waiting for an answer, or after "100 Continue": each has its own answer, and whole bodies."""
+    cell(url, f"CREATE TABLE {table} (a UInt64) ENGINE = Memory")
+    rows = b"".join(b"%d\n" % number for number in range(100_000))
+    host = urlsplit(url)
+    address = f"/?database=tally&query=INSERT%20INTO%20{table}%20FORMAT%20CSV"
+    head = f"POST {address} HTTP/1.1\r\nHost: {host.netloc}\r\nContent-Length: {len(rows)}\r\n".encode()
+    asks = f"GET /?query=SELECT%2042 HTTP/1.1\r\nHost: {host.netloc}\r\nConnection: close\r\n\r\n".encode()
+    with socket.create_connection((host.hostname or "", host.port or 0)) as connection:
+        connection.sendall(head + b"\r\n" + rows + head + b"\r\n" + rows + asks)
+        answers = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answers.count(b"HTTP/1.1 200") == 3
+    assert b"42\n" in answers
+    with socket.create_connection((host.hostname or "", host.port or 0)) as connection:
+        connection.sendall(head + b"Expect: 100-continue\r\nConnection: close\r\n\r\n")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 100")
+        connection.sendall(rows)
+        assert b"".join(iter(lambda: connection.recv(65_536), b"")).startswith(b"HTTP/1.1 200")
+    assert cell(url, f"SELECT count(), sum(a) FROM {table}") == f"300000\t{3 * sum(range(100_000))}"
+
+
+def test_a_large_body_that_breaks_off_inserts_nothing(url: str, table: str) -> None:
+    """As a small one."""
+    cell(url, f"CREATE TABLE {table} (a UInt64) ENGINE = Memory")
+    host = urlsplit(url)
+    with socket.create_connection((host.hostname or "", host.port or 0)) as connection:
+        address = f"/?database=tally&query=INSERT%20INTO%20{table}%20FORMAT%20CSV"
+        connection.sendall(f"POST {address} HTTP/1.1\r\nHost: {host.netloc}\r\nContent-Length: 900000\r\n\r\n".encode())
+        connection.sendall(b"1\n" * 200_000)
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(65_536) == b""
+    assert cell(url, f"SELECT count() FROM {table}") == "0"
 
 
 def _attempts() -> Iterator[None]:
