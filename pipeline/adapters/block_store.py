@@ -48,6 +48,9 @@ class BlockStore:
         self._ledger: TogetherWriter[dict[str, Any]] = TogetherWriter(
             lambda rows: store.insert_arrow("blocks", _ledger(rows))
         )
+        self._repeats: TogetherWriter[pa.RecordBatch] = TogetherWriter(
+            lambda batches: store.insert_arrow("repeats", pa.Table.from_batches(batches))
+        )
 
     def now_ms(self) -> int:
         """The store's clock."""
@@ -260,9 +263,10 @@ class BlockStore:
         self._store.insert_arrow("rejects", pa.Table.from_pylist(rows, _REJECTS))
 
     def write_repeats(self, block: Block) -> None:
-        """Duplicates and conflicts by position, one row each; idempotent by position."""
+        """Duplicates and conflicts by position, one row each; idempotent by position. Those of several partitions go in
+        one insert where they come while one is under way."""
         if block.repeats is not None:
-            self._store.insert_arrow("repeats", pa.Table.from_batches([block.repeats]))
+            self._repeats.write([block.repeats])
 
     def write_progress(self, rows: Sequence[Progress]) -> None:
         """How far the partitions are counted."""

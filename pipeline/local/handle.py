@@ -10,6 +10,7 @@ answer "done" with rows missing.
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,9 +54,10 @@ class Output:
 class Handle:
     """One request's way to the engine. Not for two threads at once; every method may block."""
 
-    def __init__(self, connection: Any, spool: Path) -> None:
+    def __init__(self, connection: Any, spool: Path, inserting: threading.Lock) -> None:
         self._connection = connection
         self._spool = spool
+        self._inserting = inserting
 
     def set(self, settings: Mapping[str, str]) -> None:
         """Settings of all further statements of this handle."""
@@ -108,7 +110,7 @@ class Handle:
                 file.write(piece)
             file.flush()
             source = f" FROM INFILE {quote(file.name)} COMPRESSION 'none' FORMAT {format_name}"
-            with _engine_errors():
+            with self._inserting, _engine_errors():
                 result = self._connection.query(sql + source.encode(), "TabSeparated")
         # what such a statement has read is what it was given; it counts no rows as written
         return Output(b"", 0, 0, result.rows_read(), result.bytes_read())
@@ -148,6 +150,9 @@ class Engine:
             left.unlink()  # of a process that was killed
         cache_bytes = memory_bytes_max // 8
         self._address = f"{folder}?max_server_memory_usage={memory_bytes_max}&mark_cache_size={cache_bytes}"
+        # Two inserts at once take a tenth more processor time than one after the other: they share the caches. What is
+        # still on its way does not wait for this.
+        self._inserting = threading.Lock()
         self._root = self._connect()
         with self.open() as handle:
             self.version, self.timezone, self.host = (
@@ -156,7 +161,7 @@ class Engine:
 
     def open(self) -> Handle:
         """A handle with default settings."""
-        return Handle(self._connect(), self._spool)
+        return Handle(self._connect(), self._spool, self._inserting)
 
     def cancel_all(self) -> None:
         """Ask every running statement to stop."""
