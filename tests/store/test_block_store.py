@@ -130,7 +130,7 @@ def test_the_ledger_gives_the_newest_block_back_as_its_intent(blocks: BlockStore
     assert blocks.last_block(0, 0) is None
     for block in (partition.block(events(1, 20, 60)), partition.block([], skip=5), partition.block(["{"])):
         blocks.write_ledger(block, STATED_MS)
-        assert blocks.last_block(0, 0) == block.intent(STATED_MS)
+        assert blocks.last_block(0, 0) == block.intent(STATED_MS, shared=True)
     assert blocks.last_block(0, 1) is None
     assert blocks.last_block(1, 0) is None
 
@@ -143,7 +143,7 @@ def test_the_ledger_is_idempotent_and_keeps_the_latest_statement(store: Store, b
     block = partition.block([*lines, lines[7].replace(b"anna", b"eve").replace(b"ben", b"eve"), "nonsense"])
     for stated in (STATED_MS, STATED_MS, STATED_MS + 5000):
         blocks.write_ledger(block, stated)
-    assert blocks.last_block(0, 0) == block.intent(STATED_MS + 5000)
+    assert blocks.last_block(0, 0) == block.intent(STATED_MS + 5000, shared=True)
     rows = store.query(
         "SELECT month, events, accepted, duplicates, conflicts, rejected, rerouted, rows, value_sum, id_hash_sum"
         " FROM blocks FINAL ORDER BY month"
