@@ -432,7 +432,7 @@ def make_api() -> "Litestar":
     from producers.rate_limits import RateLimits  # noqa: PLC0415
 
     settings = _settings()
-    writer = RecordWriter(settings)
+    writer = RecordWriter(settings, linger_ms=0)
     ranges = LogRanges(settings)
     client = CatalogClient(KafkaCatalogLog(settings))
     service = CatalogService(client)
@@ -460,7 +460,6 @@ def make_api() -> "Litestar":
         noting = asyncio.create_task(uses.run(), name="key uses")
         look_for_garbage_rarely()
         yield
-        tails.stop()
         noting.cancel()
         await asyncio.wait([noting])
         await client.stop()
@@ -508,6 +507,7 @@ def make_api() -> "Litestar":
         ],
         version=metadata.version("tallystream"),
         lifespan=[connected],
+        stopping=[tails.stop],
     )
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Context, Decimal
+from functools import lru_cache
 from json import JSONDecodeError, JSONDecoder
 from struct import Struct as Packing
 from typing import Annotated, Any, Final
@@ -294,6 +295,7 @@ def id_hash(account: str, transaction_id: str) -> int:
     return id_hashes(account)(transaction_id)
 
 
+@lru_cache(maxsize=1024)
 def id_hashes(account: str) -> Callable[[str], int]:
     """`id_hash` for many ids of one account."""
     encoded = account.encode()

@@ -58,16 +58,19 @@ def build_app(
     *,
     version: str = "0",
     lifespan: Sequence[Lifespan] = (),
+    stopping: Sequence[Callable[[], None]] = (),
 ) -> Api:
     """The application. `extra_routers` find `request.state.principal` and bring their own guards.
 
-    `lifespan` starts and stops what the services stand on, in the process and event loop that serves.
+    `lifespan` starts and stops what the services stand on, in the process and event loop that serves. `stopping` ends
+    answers that would go on for ever, before.
     """
     intake = services.intake
     return Api(
         [kable_door(intake), *autumn_doors(intake), *segment_doors(intake), bulk_door(intake)],
         BodyLimits(),
         Authentication(intake.catalog, services.key_used),
+        stopping=stopping,
         route_handlers=[
             autumn_router(intake),
             autumn_customers_router(intake),

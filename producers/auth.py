@@ -56,6 +56,15 @@ class Authentication(ASGIMiddleware):
         principal = await self._catalog.principal(_secret(headers))
         if principal is None:
             raise unauthenticated("the API key is unknown or revoked; make another with POST /v1/catalog/keys")
+        return self._matching(principal, headers)
+
+    def known_principal(self, headers: Mapping[str, str]) -> Principal | None:
+        """The same without waiting for the catalog: None where only its end would tell."""
+        principal = self._catalog.known_principal(_secret(headers))
+        return None if principal is None else self._matching(principal, headers)
+
+    def _matching(self, principal: Principal, headers: Mapping[str, str]) -> Principal:
+        """The principal, when the headers name no other; notes that the key was used."""
         client_id = headers.get("kable-client-id")
         if client_id is not None and client_id not in (principal.account, principal.name):
             raise unauthenticated("Kable-Client-Id names another account than the key belongs to", "Kable-Client-Id")
@@ -109,12 +118,11 @@ def unauthenticated(detail: str, header: str = "Authorization") -> Problem:
 
 
 def _secret(headers: Mapping[str, str]) -> str:
-    given = [
-        key for key in (_authorization(headers), headers.get("x-api-key"), headers.get("kable-client-secret")) if key
-    ]
+    places = (_authorization(headers), headers.get("x-api-key"), headers.get("kable-client-secret"))
+    given = [key for key in places if key]
     if not given:
         raise unauthenticated("no API key; send `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-    if any(not hmac.compare_digest(key.encode(), given[0].encode()) for key in given[1:]):
+    if len(given) > 1 and any(not hmac.compare_digest(key.encode(), given[0].encode()) for key in given[1:]):
         raise unauthenticated("two different API keys in one request; send one")
     if len(given[0]) > _KEY_LENGTH_MAX:
         raise unauthenticated("the API key is unknown or revoked; it is longer than any key")

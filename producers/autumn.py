@@ -21,13 +21,15 @@ from litestar.handlers import HTTPRouteHandler
 from pipeline.api_keys import Principal
 from pipeline.catalog_input import AlreadyExists, CatalogError, customer_from
 from pipeline.event import Event, FieldError
+from pipeline.ports import LogUnavailable
 from producers.auth import needs, principal_of, require_scope
 from producers.autumn_event import checked, tracked, tracked_quickly
-from producers.body import BODY_BYTES_MAX, decode_object, read_body, split_list
+from producers.body import BODY_BYTES_MAX, check_media_type, decode_object, read_body, split_list
 from producers.bounded import in_time
-from producers.door import Door
+from producers.door import Door, Tell
+from producers.group_commit import Fate
 from producers.idempotency import idempotency_key, named_by, part_key
-from producers.incoming import Answer, Incoming
+from producers.incoming import JSON, Answer, Call, Incoming
 from producers.intake import Delivery, Intake
 from producers.problems import ANSWERED_WITH_MESSAGE, AnyRequest, Problem, bad_fields, unavailable
 from producers.verdicts import Stated
@@ -49,6 +51,27 @@ def autumn_doors(intake: Intake) -> list[Door]:
         transaction_id = await _record(intake, principal_of(request), named, described, own)
         newer = request.scope["path"].startswith(_NEWER)
         return _answer(_recorded(named.event, transaction_id, newer=newer))
+
+    def track_at_once(call: Call, tell: Tell) -> bool:
+        """A plain event whose names and customer are known."""
+        check_media_type(call, JSON)
+        if "idempotency-key" in call.headers or "content-encoding" in call.headers:
+            return False
+        plain = tracked_quickly(call.whole or b"", intake)
+        if plain is None:
+            return False
+        principal, (stated, line) = principal_of(call), plain
+        event, catalog = stated.event, intake.catalog.port.catalog
+        if not _is_known(intake, principal.account, event) or not catalog.customer(principal.account, event.client_id):
+            return False
+        newer = call.scope["path"].startswith(_NEWER)
+
+        def settled(fate: Fate) -> None:
+            tell(lambda: _answer(_recorded(event, _confirmed(identity, fate), newer=newer)))
+
+        own = line if _says_all(stated, line) else None
+        identity = intake.send(principal, event, settled, defaulted=stated.defaulted, as_sent=own)
+        return True
 
     async def batch_track(request: Incoming) -> Answer:
         """A list of uses, each as for one; all of them or, when one is wrong, none. 202, as the clients expect."""
@@ -75,6 +98,7 @@ def autumn_doors(intake: Intake) -> list[Door]:
             summary="Record one usage event (Autumn)",
             body_bytes_max=_BODY_BYTES_MAX,
             with_message=True,
+            at_once=track_at_once,
         ),
         Door(
             ["/v1/balances.batch_track"],
@@ -160,8 +184,12 @@ def _tracked(body: bytes, intake: Intake) -> tuple[Stated, bytes | None, Mapping
         fields = decode_object(body)
         return tracked(fields, intake), None, fields.get("customer_data")
     stated, line = plain
-    whole = stated.event.transaction_id is not None and not stated.defaulted and b"\n" not in line
-    return stated, line if whole else None, None
+    return stated, line if _says_all(stated, line) else None, None
+
+
+def _says_all(stated: Stated, line: bytes) -> bool:
+    """Whether the line can go to the log as it is."""
+    return stated.event.transaction_id is not None and not stated.defaulted and b"\n" not in line
 
 
 def _under_key(stated: Stated, request: Incoming) -> Stated:
@@ -191,9 +219,20 @@ async def _record(
     delivery = await intake.receive(principal, [stated.event], defaulted=stated.defaulted, as_sent=[line])
     receipt = delivery.receipts[0]
     if receipt.error is not None:
-        told = "the event is not confirmed; send it again with this idempotency_key"
-        raise unavailable(told, delivery.retry_after_s or 5, {"idempotency_key": receipt.transaction_id})
+        raise _unconfirmed_event(receipt.transaction_id, delivery.retry_after_s or 5)
     return receipt.transaction_id
+
+
+def _confirmed(identity: str, fate: Fate) -> str:
+    """The event's id, when the log has it. Raises Problem, and the error that is a defect."""
+    if fate is None:
+        return identity
+    raise _unconfirmed_event(identity, fate.retry_after_s) if isinstance(fate, LogUnavailable) else fate
+
+
+def _unconfirmed_event(identity: str, retry_after_s: int) -> Problem:
+    told = "the event is not confirmed; send it again with this idempotency_key"
+    return unavailable(told, retry_after_s, {"idempotency_key": identity})
 
 
 async def _all_tracked(intake: Intake, account: str, lines: Sequence[bytes]) -> list[Stated]:

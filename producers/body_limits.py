@@ -1,11 +1,11 @@
 """What bodies may take of a process: time, bytes and number, for every route alike.
 
-Rules: the server bounds connections and the time of headers (`producers.server`); bodies, for which it has no bound,
-are bounded here. A body has `GRACE_S` and a second more for every `BYTES_PER_S_MIN` that have come, then it is 408.
-Unfinished bodies may take half of the connections, those of one account a quarter, so that whoever lets bodies stall
-stalls nobody else. A body may always hold its first `SMALL_BYTES`; what it has beyond comes out of a pool that all
-requests share, of which one account gets half: past it, 429. What was held is given back when the request ends. After
-a refusal the connection is closed: what the sender still puts into it is no next request.
+Rules: connections and heads are bounded by `producers.connection`, bodies here. A body has `GRACE_S` and a second more
+for every `BYTES_PER_S_MIN` that have come, then it is 408. Unfinished bodies may take half of the connections, those of
+one account a quarter, so that whoever lets bodies stall stalls nobody else. A body may always hold its first
+`SMALL_BYTES`; what it has beyond comes out of a pool that all requests share, of which one account gets half: past it,
+429. What was held is given back when the request ends. After a refusal the connection is closed: what the sender still
+puts into it is no next request. What `producers.connection` answers past ASGI was small and whole when it was read.
 Runs before `producers.auth`: a request without a good key is answered before anyone reads its body. What of a body was
 not read when the answer is due is read for a moment and thrown away, so that the sender reads the answer and not that
 the connection was reset.

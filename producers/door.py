@@ -6,7 +6,7 @@ the framework (`Api`), whose layers took most of the time. Both ways have the sa
 the key, the same function and the same refusals, so that nobody can tell them apart.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,10 +24,16 @@ _NO_CONTENT: Final = 204
 _JSON_HEADER: Final = (b"content-type", JSON.encode())
 
 
+Make = Callable[[], Answer]  # may raise as `Door.receive` may
+Tell = Callable[[Make], None]  # to be called once
+
+
 @dataclass(frozen=True, slots=True)
 class Door:
     """`receive` answers, or raises what `producers.problems` knows; its docstring describes the operation.
-    `with_message`: refusals have `message` beside `code`."""
+    `with_message`: refusals have `message` beside `code`.
+    `at_once` does the same for a request whose body is whole, without waiting for anything but the log, and tells what
+    makes the answer later; or it says False, before it has done anything, and `receive` is asked."""
 
     paths: Sequence[str]
     receive: Callable[[Incoming], Awaitable[Answer]]
@@ -35,6 +41,7 @@ class Door:
     body_bytes_max: int
     status: int = 200
     with_message: bool = False
+    at_once: Callable[[Call, Tell], bool] | None = None
 
     def route(self) -> HTTPRouteHandler:
         """The route of the framework."""
@@ -59,12 +66,19 @@ class Api(Litestar):
     """An application with doors, which are tried before its routes."""
 
     def __init__(
-        self, doors: Iterable[Door], limits: BodyLimits, authentication: Authentication, **options: Any
+        self,
+        doors: Iterable[Door],
+        limits: BodyLimits,
+        authentication: Authentication,
+        *,
+        stopping: Iterable[Callable[[], None]] = (),
+        **options: Any,
     ) -> None:
         doors = list(doors)
-        self._short: dict[str, ASGIApp] = {
-            path: limits(_short_way(door, authentication)) for door in doors for path in door.paths
-        }
+        self.doors: Mapping[bytes, Door] = {path.encode(): door for door in doors for path in door.paths}
+        self._authentication = authentication
+        self._stopping = list(stopping)
+        self._short: dict[str, ASGIApp] = {path: limits(self._short_way(door)) for door in doors for path in door.paths}
         handlers = [*options.pop("route_handlers", ()), *(door.route() for door in doors)]
         super().__init__(route_handlers=handlers, middleware=[limits, authentication], **options)
 
@@ -78,27 +92,54 @@ class Api(Litestar):
                 return
         await super().__call__(scope, receive, send)
 
-
-# ------------------------------------------------------------------------------------------------ private
-
-
-def _short_way(door: Door, authentication: Authentication) -> ASGIApp:
-    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(self, door: Door, call: Call) -> Answer:
+        """What the door says, or why it refuses."""
         try:
-            call = Call(scope, receive, door.body_bytes_max)
-            principal = await authentication.principal(call.headers)
+            principal = await self._authentication.principal(call.headers)
             require_scope(principal, _SCOPE)
-            scope["state"]["principal"] = principal
-            answer = await door.receive(call)
+            call.scope["state"]["principal"] = principal
+            return await door.receive(call)
         except Exception as error:  # noqa: BLE001 - what nobody foresaw is answered 500 and logged
-            answer = refusal(scope, error, with_message=door.with_message)
-        await send({"type": "http.response.start", "status": answer.status, "headers": _headers(answer)})
-        await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+            return refusal(call.scope, error, with_message=door.with_message)
 
-    return answered
+    def answer_at_once(self, door: Door, call: Call, tell: Callable[[Answer], None]) -> bool:
+        """The same without waiting, where the door can: False otherwise. `tell` is called once, now or later."""
+        if door.at_once is None:
+            return False
+
+        def made(make: Make) -> None:
+            try:
+                answer = make()
+            except Exception as error:  # noqa: BLE001 - as above
+                answer = refusal(call.scope, error, with_message=door.with_message)
+            tell(answer)
+
+        try:
+            principal = self._authentication.known_principal(call.headers)
+            if principal is None:
+                return False
+            require_scope(principal, _SCOPE)
+            call.scope["state"]["principal"] = principal
+            return door.at_once(call, made)
+        except Exception as error:  # noqa: BLE001 - as above
+            tell(refusal(call.scope, error, with_message=door.with_message))
+            return True
+
+    def stopping(self) -> None:
+        """The process is told to stop: what would answer for ever ends. May be called more than once."""
+        for stop in self._stopping:
+            stop()
+
+    def _short_way(self, door: Door) -> ASGIApp:
+        async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+            answer = await self.answer(door, Call(scope, receive, door.body_bytes_max))
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers_of_answer(answer)})
+            await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+
+        return answered
 
 
-def _headers(answer: Answer) -> list[tuple[bytes, bytes]]:
+def headers_of_answer(answer: Answer) -> list[tuple[bytes, bytes]]:
     """Those that the framework's route would send."""
     length = (b"content-length", b"%d" % len(answer.body))
     if answer.media_type == JSON and not answer.headers:

@@ -16,6 +16,9 @@ from pipeline.ports import Header, LogUnavailable, LogWriter
 
 Kind = TypeVar("Kind", bound=Hashable)
 
+Fate = Exception | None  # of a record: None once the log has it
+Settled = Callable[[Fate], None]
+
 HOLD_S: Final = 0.01  # beside the seconds after which a write is given up, nothing
 
 
@@ -31,7 +34,7 @@ class Gathered:
         self.size = 0
         self.offset = -1
         self.error: Exception | None = None
-        self.waiting: list[_Waiter] = []
+        self.waiting: list[Settled] = []  # told once the log has answered; they do not raise
 
 
 class GroupCommit(Generic[Kind]):
@@ -75,7 +78,7 @@ class GroupCommit(Generic[Kind]):
         the turn of the event loop in which their lines were added."""
         waiter = _Waiter(len(records), asyncio.get_running_loop().create_future())
         for record in records:
-            record.waiting.append(waiter)
+            record.waiting.append(waiter.one_less)
         await waiter.future
 
     def _hold(self, record: Gathered) -> None:
@@ -108,8 +111,8 @@ class GroupCommit(Generic[Kind]):
         except Exception as error:  # noqa: BLE001 - a defect too is for those to be told who wait
             record.error = error
         finally:
-            for waiter in record.waiting:
-                waiter.one_less()
+            for settled in record.waiting:
+                settled(record.error)
 
     def _arrived(self, task: "asyncio.Task[None]") -> None:
         self._on_the_way.discard(task)
@@ -127,7 +130,7 @@ class _Waiter:
         self.left = left
         self.future = future
 
-    def one_less(self) -> None:
+    def one_less(self, _: Fate) -> None:
         self.left -= 1
         if not self.left and not self.future.done():
             self.future.set_result(None)

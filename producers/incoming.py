@@ -5,7 +5,7 @@ Rules: names of headers are asked for in small letters. A header that comes twic
 """
 
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 from litestar import Request, Response
@@ -51,16 +51,17 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Call:
-    """A request past the framework. `body_bytes_max`: of its body."""
+    """A request past the framework. `body_bytes_max`: of its body; `whole`: the body where it is there, and `receive`
+    is not asked then."""
 
-    __slots__ = ("_body_bytes_max", "_headers", "_receive", "_whole", "scope")
+    __slots__ = ("_body_bytes_max", "_headers", "_receive", "scope", "whole")
 
-    def __init__(self, scope: Scope, receive: Receive, body_bytes_max: int) -> None:
+    def __init__(self, scope: Any, receive: Receive | None, body_bytes_max: int, whole: bytes | None = None) -> None:
         self.scope = scope
         self._receive = receive
         self._body_bytes_max = body_bytes_max
         self._headers = headers_of(scope)
-        self._whole: bytes | None = None
+        self.whole = whole
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -78,9 +79,9 @@ class Call:
 
     async def body(self) -> bytes:
         """See Incoming; bounds and refusals are those of Litestar's Request."""
-        if self._whole is None:
-            self._whole = await self._read()
-        return self._whole
+        if self.whole is None:
+            self.whole = await self._read()
+        return self.whole
 
     async def _read(self) -> bytes:
         announced = self._headers.get("content-length")
@@ -91,8 +92,9 @@ class Call:
             raise ClientException(f"Invalid content-length: {announced!r}") from None
         parts: list[bytes] = []
         size = 0
+        receive = cast("Receive", self._receive)
         while True:
-            message = await self._receive()
+            message = await receive()
             if message["type"] != "http.request":
                 raise InternalServerException("client disconnected prematurely")
             part = message["body"]
@@ -106,6 +108,6 @@ class Call:
 
 def headers_of(scope: Scope) -> Mapping[str, str]:
     """A request's headers by name in small letters."""
-    raw = scope["headers"]
+    raw = list(scope["headers"])
     found = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
-    return found if len(found) == len(list(raw)) else Headers.from_scope(scope)
+    return found if len(found) == len(raw) else Headers.from_scope(scope)

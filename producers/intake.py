@@ -17,6 +17,7 @@ import msgspec
 from pipeline.api_keys import Principal
 from pipeline.event import Event
 from pipeline.ports import LogUnavailable
+from producers.group_commit import Fate, Settled
 from producers.ports import CatalogPort
 from producers.problems import Problem
 from producers.publisher import Publisher, Receipt
@@ -45,6 +46,10 @@ class CatalogReader:
     def version(self) -> int:
         """The version that this process has read."""
         return self.port.catalog.version
+
+    def known_principal(self, secret: str) -> Principal | None:
+        """Whom the key belongs to, as far as the catalog has been read; None says nothing."""
+        return self.port.principal(secret)
 
     async def principal(self, secret: str) -> Principal | None:
         """Whom the key belongs to, or None. Raises CatalogUnavailable when that cannot be told now."""
@@ -127,9 +132,7 @@ class Intake:
         Publisher.publish."""
         if not events:
             return Delivery([], None)
-        if self._in_flight_events + len(events) > self._in_flight_events_max:
-            raise Problem(429, "busy", "too many events are in flight; send them again", headers={"Retry-After": "1"})
-        self._limits.take(sender, len(events))
+        self._admit(sender, len(events))
         named = [event if event.transaction_id is not None else self._named(event) for event in events]
         self._in_flight_events += len(named)
         try:
@@ -142,6 +145,36 @@ class Intake:
         finally:
             self._in_flight_events -= len(named)
         return Delivery(receipts, 5 if any(receipt.error for receipt in receipts) else None)
+
+    def send(
+        self,
+        sender: Principal,
+        event: Event,
+        settled: Settled,
+        *,
+        defaulted: bool = False,
+        as_sent: bytes | None = None,
+    ) -> str:
+        """`receive` of one event for callers that do not wait; its transactionId. Raises as `receive` does. `settled`
+        is called once, later: with None when the log has the event, LogUnavailable when it is not known to."""
+        self._admit(sender, 1)
+        named = event if event.transaction_id is not None else self._named(event)
+        self._in_flight_events += 1
+
+        def landed(fate: Fate) -> None:
+            self._in_flight_events -= 1
+            settled(fate)
+
+        version = self.catalog.version
+        self._publisher.send(
+            sender.account, named, landed, catalog_version=version, defaulted=defaulted, as_sent=as_sent
+        )
+        return named.transaction_id or ""
+
+    def _admit(self, sender: Principal, events: int) -> None:
+        if self._in_flight_events + events > self._in_flight_events_max:
+            raise Problem(429, "busy", "too many events are in flight; send them again", headers={"Retry-After": "1"})
+        self._limits.take(sender, events)
 
     def _named(self, event: Event) -> Event:
         return msgspec.structs.replace(event, transaction_id=self._new_id())

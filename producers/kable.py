@@ -6,17 +6,24 @@ is its id. A list: verdicts per event (see `producers.verdicts`). `clientId` nee
 known features. CloudEvents share the address: see `producers.cloud_events`.
 """
 
+from typing import Final
+
 import msgspec
 
+from pipeline.event import EventError, decode_event
+from pipeline.ports import LogUnavailable
 from producers.auth import principal_of
-from producers.body import BODY_BYTES_MAX, read_body, split_list
+from producers.body import BODY_BYTES_MAX, check_media_type, read_body, split_list
 from producers.cloud_events import is_cloud_event, receive_body, receive_request, states_cloud_events
-from producers.door import Door
+from producers.door import Door, Tell
+from producers.group_commit import Fate
 from producers.idempotency import idempotency_key, refuse_for_list
-from producers.incoming import Answer, Incoming
+from producers.incoming import JSON, Answer, Call, Incoming
 from producers.intake import Intake
 from producers.problems import bad_fields
-from producers.verdicts import Verdict, receive_lines, verdicts_answer
+from producers.verdicts import Verdict, Verdicts, receive_lines, unconfirmed, verdicts_answer
+
+_LOOKED_AT: Final = ("idempotency-key", "content-encoding", "ce-specversion")  # headers that change what a body says
 
 
 def kable_door(intake: Intake) -> Door:
@@ -39,12 +46,42 @@ def kable_door(intake: Intake) -> Door:
             raise bad_fields(verdict.errors)
         return verdicts_answer(verdicts) if verdict.status == "unconfirmed" else _received(verdict)
 
+    def create_at_once(call: Call, tell: Tell) -> bool:
+        """One right event that needs no closer look."""
+        if call.content_type[0] != JSON or not call.headers.keys().isdisjoint(_LOOKED_AT):
+            return False
+        check_media_type(call, JSON)
+        line = (call.whole or b"").strip()
+        if not line.startswith(b"{") or b'"specversion"' in line:
+            return False
+        try:
+            event = decode_event(line, arrival_us=intake.clock_us(), ahead_max_us=intake.ahead_max_us)
+        except EventError:
+            return False
+
+        def settled(fate: Fate) -> None:
+            tell(lambda: _settled(identity, fate))
+
+        own_line = line if event.transaction_id is not None and b"\n" not in line else None
+        identity = intake.send(principal_of(call), event, settled, as_sent=own_line)
+        return True
+
     return Door(
         ["/api/v1/events/create", "/api/v1/events"],
         create_events,
         summary="Record usage events (Kable, CloudEvents)",
         body_bytes_max=BODY_BYTES_MAX,
+        at_once=create_at_once,
     )
+
+
+def _settled(identity: str, fate: Fate) -> Answer:
+    """What `create_events` answers. Raises the error that is a defect."""
+    if fate is None:
+        return _received(Verdict(0, "received", identity))
+    if not isinstance(fate, LogUnavailable):
+        raise fate
+    return verdicts_answer(Verdicts([unconfirmed(0, identity, str(fate))], fate.retry_after_s))
 
 
 def _received(verdict: Verdict) -> Answer:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from pipeline.adapters.kafka import RECORD_BYTES_MAX
-from pipeline.event import Event, encode_event, id_hashes, partition_of
+from pipeline.event import Event, encode_event, id_hash, id_hashes, partition_of
 from pipeline.ports import Header, LogUnavailable, LogWriter
 from pipeline.transaction_id import new_transaction_id
-from producers.group_commit import Gathered, GroupCommit
+from producers.group_commit import Gathered, GroupCommit, Settled
 
 _Kind = tuple[str, int, bool]  # account, catalog version, whether the door filled in the timestamps
 
@@ -86,6 +86,23 @@ class Publisher:
             else Receipt(identity, str(record.error))
             for identity, (record, number) in zip(ids, places, strict=True)
         ]
+
+    def send(
+        self,
+        account: str,
+        event: Event,
+        settled: Settled,
+        *,
+        catalog_version: int,
+        defaulted: bool,
+        as_sent: bytes | None,
+    ) -> None:
+        """`publish` of one event that has an id, for callers that do not wait. `settled` is called once, later, with
+        None or what `publish` would raise; it must not raise."""
+        line = encode_event(event) if as_sent is None else as_sent
+        partition = partition_of(id_hash(account, event.transaction_id or ""), self._partitions)
+        record, _ = self._records.add(partition, (account, catalog_version, defaulted), line)
+        record.waiting.append(settled)
 
 
 def _headers(kind: _Kind) -> list[Header]:

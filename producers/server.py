@@ -1,31 +1,31 @@
-"""Serving the API with Granian: HTTP/1.1, as many processes as the settings say.
+"""Serving the API with uvicorn on uvloop: HTTP/1.1, as many processes as the settings say.
 
 Rules: each process builds the application for itself, so that clients of the log live in the event loop that uses
-them. A process keeps at most `CONNECTIONS_MAX` connections; more wait in the socket's queue. A connection has 30 s for
-the headers of its next request, idle time included, and little of it is buffered; bodies are `producers.body_limits`'.
-HTTP/2 is not spoken: Granian has no time-out for a connection that has not said which of the two it wants, so that a
-few thousand silent ones would take every place. A proxy in front speaks it to clients.
+them. What a client may take of a process besides the bodies (`producers.body_limits`) is `producers.connection`'s. A
+process that is told to stop takes no new connection, answers what was begun, and ends.
 """
 
+import logging
 import resource
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import Any, Final, cast
 
 import structlog
-from granian.constants import HTTPModes, Interfaces, Loops
-from granian.http import HTTP1Settings
-from granian.log import LogLevels
-from granian.server import Server
+from uvicorn.config import Config
+from uvicorn.server import Server
+from uvicorn.supervisors import Multiprocess
 
 from producers.body_limits import CONNECTIONS_MAX
+from producers.connection import WAITING_MAX, Connections
 
 _log = structlog.get_logger(__name__)
 _BACKLOG: Final = 2048
 _FILES_SPARE: Final = 512  # beside the connections: the broker's, the store's, libraries
-_HEADER_MS: Final = 30_000
-_BUFFER_BYTES: Final = 64 << 10  # of a connection, unread; headers must fit
-_HTTP1: Final = HTTP1Settings(header_read_timeout=_HEADER_MS, max_buffer_size=_BUFFER_BYTES)
 
 
 def serve(target: str, *, host: str, port: int, workers: int = 1, ready_file: Path | None = None) -> None:
@@ -34,33 +34,64 @@ def serve(target: str, *, host: str, port: int, workers: int = 1, ready_file: Pa
     `target`: `module:function` that returns the application. `port` 0 takes a free one. `ready_file` gets
     `HOST:PORT` just before the processes start. Raises OSError when the address is taken.
     """
-    _allow_files(CONNECTIONS_MAX + _FILES_SPARE)
-    port = port or free_port(host)
-    if ready_file is not None:
-        ready_file.write_text(f"{host}:{port}")
-    Server(
+    _allow_files(CONNECTIONS_MAX + WAITING_MAX + _FILES_SPARE)
+    config = Config(
         target,
-        address=host,
-        port=port,
-        interface=Interfaces.ASGI,
         factory=True,
+        interface="asgi3",
+        http=cast("Any", Connections()),  # called as the class of a protocol would be
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
         workers=workers,
-        loop=Loops.uvloop,
-        backpressure=CONNECTIONS_MAX,  # Granian counts connections, not requests
+        timeout_worker_healthcheck=30,
         backlog=_BACKLOG,
-        http1_settings=_HTTP1,
-        http=HTTPModes.http1,
-        log_level=LogLevels.warning,
-        respawn_failed_workers=workers > 1,
-        websockets=False,
-    ).serve()
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+    )
+    with _listening(host, port) as listener:
+        if ready_file is not None:
+            ready_file.write_text(f"{host}:{listener.getsockname()[1]}")
+        if workers > 1:
+            Multiprocess(config, [listener]).run()
+            return
+        with suppress(KeyboardInterrupt):
+            _Server(config).run([listener])
 
 
-def free_port(host: str) -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+class _Server(Server):
+    """A signal that ends it is no failure. While nothing is served yet it ends at once: the application may be waiting
+    for its log."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """See uvicorn, which would raise the signal once more."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle_exit)
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See uvicorn."""
+        super().handle_exit(sig, frame)
+        if not self.started:
+            logging.getLogger("uvicorn.error").disabled = True  # it would show where it was interrupted
+            raise KeyboardInterrupt
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)  # now: who comes before the application is built waits
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def _allow_files(number: int) -> None:

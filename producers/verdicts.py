@@ -88,6 +88,11 @@ async def receive_lines(
     return Verdicts(_in_order(refused, _of_delivery(indexes, delivery)), delivery.retry_after_s)
 
 
+def unconfirmed(index: int, transaction_id: str, why: str) -> Verdict:
+    """The verdict of an event that is not known to be in the log."""
+    return Verdict(index, "unconfirmed", transaction_id, (FieldError("", "unavailable", why),))
+
+
 async def receive_stated(intake: Intake, sender: Principal, items: Mapping[int, Stated | Refused]) -> Verdicts:
     """Publish the events among the items, tell what became of each item; its key is its index in the request."""
     stated = {index: item for index, item in items.items() if isinstance(item, Stated)}
@@ -139,7 +144,7 @@ def _of_delivery(indexes: list[int], delivery: Delivery) -> list[Verdict]:
     return [
         Verdict(index, "received", receipt.transaction_id)
         if receipt.error is None
-        else Verdict(index, "unconfirmed", receipt.transaction_id, (FieldError("", "unavailable", receipt.error),))
+        else unconfirmed(index, receipt.transaction_id, receipt.error)
         for index, receipt in zip(indexes, delivery.receipts, strict=True)
     ]
 

@@ -52,7 +52,7 @@ class Load:
 
 
 def api(place: Place, many: int, seconds: int) -> Load:
-    """`tally api`, one Granian process, with `many` events in each request."""
+    """`tally api`, one process, with `many` events in each request."""
     settings, key = _settings(place, f"api_{many}")
     port = choose("api", wanted=None, remembered=None, taken=set())
     path = "/v1/events" if many == 1 else "/v1/events/batch"

@@ -1,12 +1,18 @@
-"""Reading the catalog to its end: shared by those who ask together, in success and in failure."""
+"""Intake: events that are sent without waiting; reading the catalog to its end, shared by those who ask together."""
 
 import asyncio
 
 import pytest
 
+from pipeline.api_keys import Principal
 from pipeline.catalog import Catalog
-from pipeline.ports import CatalogUnavailable
-from producers.intake import CatalogReader
+from pipeline.event import Event
+from pipeline.ports import CatalogUnavailable, LogUnavailable
+from producers.group_commit import Fate
+from producers.intake import CatalogReader, Intake
+from producers.memory_log import MemoryLog
+from producers.problems import Problem
+from producers.publisher import Publisher
 
 
 class SlowCatalog:
@@ -74,3 +80,40 @@ async def test_a_caller_that_gives_up_takes_nobody_with_it() -> None:
     await stays
     with pytest.raises(asyncio.CancelledError):
         await gone
+
+
+def intake_of(log: MemoryLog, **bounds: int) -> Intake:
+    """On that log."""
+    reader = CatalogReader(SlowCatalog())  # type: ignore[arg-type]
+    publisher = Publisher(log, topic="events", partitions=6)
+    return Intake(publisher, reader, clock_us=lambda: 0, ahead_max_us=0, new_id=lambda: "made", **bounds)
+
+
+SENDER = Principal("acme", frozenset(), "", "")
+EVENT = Event(client_id="c", timestamp_us=0)
+
+
+async def test_the_fate_of_an_event_that_is_sent_is_told_later() -> None:
+    """Not before the log has answered; an event without an id gets one at once."""
+    log, fates = MemoryLog(), asyncio.Queue[Fate]()
+    intake = intake_of(log)
+    assert intake.send(SENDER, EVENT, fates.put_nowait) == "made"
+    assert fates.empty()
+    assert await fates.get() is None
+    assert b'"transactionId":"made"' in log.lines()[0]
+    log.away = True
+    intake.send(SENDER, EVENT, fates.put_nowait)
+    assert isinstance(await fates.get(), LogUnavailable)
+
+
+async def test_events_that_are_sent_count_among_those_in_flight() -> None:
+    """Until their fate is told, whatever it is; one more than there may be is refused."""
+    log, fates = MemoryLog(), asyncio.Queue[Fate]()
+    log.away = True
+    intake = intake_of(log, in_flight_events_max=1)
+    for _ in range(3):
+        intake.send(SENDER, EVENT, fates.put_nowait)
+        with pytest.raises(Problem) as refused:
+            intake.send(SENDER, EVENT, fates.put_nowait)
+        assert refused.value.status == 429
+        await fates.get()

@@ -1,4 +1,4 @@
-"""The API on the wire: Granian in a process of its own, spoken to by other people's clients."""
+"""The API on the wire: in a process of its own, spoken to by other people's clients."""
 
 import asyncio
 import json
@@ -32,13 +32,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
             assert process.wait(timeout=20) == 0
 
 
-def _process(folder: Path, **environment: str) -> "subprocess.Popen[bytes]":
+def _process(folder: Path, workers: int = 1, **environment: str) -> "subprocess.Popen[bytes]":
     """The API as a process of its own; its address and key will be in the folder."""
     told = folder / "ready"
     code = f"""
 from pathlib import Path
 from producers.server import serve
-serve("served_app:make_app", host="127.0.0.1", port=0, ready_file=Path({str(told)!r}))
+serve("served_app:make_app", host="127.0.0.1", port=0, workers={workers}, ready_file=Path({str(told)!r}))
 """
     path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
     given = {**os.environ, "PYTHONPATH": path, "SERVED_KEY_FILE": str(folder / "key"), **environment}
@@ -119,6 +119,25 @@ def test_what_was_accepted_is_answered_on_shutdown(tmp_path: Path) -> None:
             (tmp_path / "go").touch()
             assert answer.result(timeout=60).json()["status"] == "received"
         assert process.wait(timeout=60) == 0
+
+
+def test_a_process_that_waits_for_its_log_can_be_stopped(tmp_path: Path) -> None:
+    """It serves nobody yet, and ends without having failed."""
+    with _process(tmp_path, SERVED_NEVER=str(tmp_path / "begun")) as process:
+        _wait_for(tmp_path / "begun")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+
+
+def test_several_processes_serve_and_stop_together(tmp_path: Path) -> None:
+    """Each on the same address."""
+    with _process(tmp_path, workers=2) as process:
+        address = asyncio.run(_ready(process, tmp_path / "ready"))
+        assert {httpx.get(f"{address}/livez").status_code for _ in range(20)} == {200}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{address}/livez", timeout=5)
 
 
 def _wait_for(path: Path) -> None:
