@@ -431,7 +431,7 @@ class Session:
             await self._gather(inbox)
             taken = inbox.take(self._limits.rows_max, self._limits.bytes_max)
             self._waiting[taken.start], self._turn_taken = self._turn_taken, False
-            self._out.shared.closed()
+            self._out.shared.closed(self._partition, taken.start)
             self._none_waits.clear()
             self._regulate()
             version = await self._catalog_for(taken)
@@ -467,7 +467,7 @@ class Session:
         """The store has taken the block that begins there, or the session is over."""
         turn = self._waiting.pop(start, None)
         if turn is not None:
-            self._out.shared.stored()
+            self._out.shared.stored(self._partition, start)
         if turn:
             self._out.closing.release()
         if not self._waiting:

@@ -13,6 +13,7 @@ send it again. Therefore:
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from enum import Enum
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from pipeline.stages.sink import Block
 
 _RETRY_FIRST_S: Final = 0.1
 _RETRY_MAX_S: Final = 5.0
+_COMING_S: Final = 0.06
 _log = structlog.get_logger(__name__)
 
 
@@ -104,27 +106,33 @@ class SharedInserts:
         self._inserting = inserting
         self._one_at_a_time = asyncio.Lock()  # what comes meanwhile goes together
         self._waiting: list[_Member] = []
-        self._closed = 0
+        self._closed: set[tuple[int, int]] = set()
+        self._coming: set[tuple[int, int]] = set()  # those of them that are still built, stated, or told to the ledger
+        self._all_came = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._gathering = False
 
-    def closed(self) -> None:
-        """A session has closed a block."""
-        self._closed += 1
+    def closed(self, partition: int, start: int) -> None:
+        """A session has closed the block that begins there."""
+        self._closed.add((partition, start))
+        self._coming.add((partition, start))
 
-    def stored(self) -> None:
-        """The store has taken a block that was closed, or its session is over."""
-        self._closed -= 1
+    def stored(self, partition: int, start: int) -> None:
+        """The store has taken it, or its session is over."""
+        self._closed.discard((partition, start))
+        self._comes_no_more(partition, start)
 
     def wanted(self, block: Block) -> bool:
-        """Whether the block, closed and about to be stated, had better go with others: it is small, and there are
-        some."""
-        return (
+        """Whether the block, closed and about to be stated, shall go with others: it is small, and there are some."""
+        wanted = (
             self.limits.lease_ms > 0
-            and self._closed > 1
+            and len(self._closed) > 1
             and block.rows is not None
             and block.rows.num_rows <= self.limits.rows_max // 2
         )
+        if not wanted:
+            self._comes_no_more(block.partition, block.start)
+        return wanted
 
     async def insert(self, block: Block, stated_ms: int, restate: Callable[[], Awaitable[int]]) -> Sent:
         """Sends the block with those that wait as well, again and again where the outcome is unknown.
@@ -134,6 +142,7 @@ class SharedInserts:
         """
         member = _Member(block, stated_ms, restate)
         self._waiting.append(member)
+        self._comes_no_more(block.partition, block.start)
         if not self._gathering:
             self._gathering = True
             self._begin(self._gather())
@@ -156,6 +165,7 @@ class SharedInserts:
         try:
             while self._waiting:
                 async with self._one_at_a_time, self._inserting:
+                    await self._let_come()
                     if not (members := self._take()):
                         continue
                     insert = _Insert(members, self._now_ms())
@@ -163,6 +173,19 @@ class SharedInserts:
                         self._begin(self._try_again(insert))
         finally:
             self._gathering = False
+
+    async def _let_come(self) -> None:
+        """Waits for blocks that are on their way here, though no longer than an insert of their own would take."""
+        if self._coming:
+            self._all_came.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_COMING_S):
+                    await self._all_came.wait()
+
+    def _comes_no_more(self, partition: int, start: int) -> None:
+        self._coming.discard((partition, start))
+        if not self._coming:
+            self._all_came.set()
 
     def _take(self) -> list[_Member]:
         """The first that wait, as many as fit; at least one, when there is one."""
