@@ -95,8 +95,9 @@ _CORRECTED: Final = "EXISTS(SELECT 1 FROM corrections WHERE account = {account:S
 # most of them are wanted.
 _PROJECTION_SETTINGS: Final = {"optimize_use_implicit_projections": 0, "optimize_move_to_prewhere": 0}
 
-# What one customer's answer reads is sooner read than handed to other threads.
+# What one customer's answer reads is sooner read than handed to other threads, and whole than by conditions in turn.
 _ONE_THREAD: Final = {"max_threads": 1, "max_threads_for_indexes": 1}
+_FEW_ROWS: Final = {**_ONE_THREAD, "optimize_move_to_prewhere": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,8 @@ def build(
         branches.append(parts.rollup_branch(USAGE_EDGE, plan.taken, "taken", sign="-"))
     if plan.ends or (plan.taken and plan.rollup_takes):
         tables.append(USAGE_EDGE.table)
-    settings: Mapping[str, Any] = {}
+    one = query.customer is not None and family in ("sums", "extremes") and not plan.reads_events
+    settings: Mapping[str, Any] = _FEW_ROWS if one else {}
     if plan.shapes:
         branches += parts.shapes_branches(plan.shapes, corrected=corrected)
         settings = _preferring(SHAPES)

@@ -308,6 +308,20 @@ def test_customers_by_dimension_are_read_from_the_projection_where_there_is_one(
     assert "count() AS n, sumForEach(CAST(`meters.quantity`, 'Array(Decimal(76, 9))')) AS quantities" in made.sql
 
 
+def test_what_reads_few_rows_takes_one_thread() -> None:
+    """Sums of one customer out of cells; what may be many rows has the threads it is given."""
+    alone = {"customer": "anna", "granularity": "day"}
+    for query in (_month("UTC", **alone), _month("Europe/Berlin", **alone)):
+        made = build(query, "sums", ["tokens"], projections=[QUARTERS], corrected=False)
+        assert (made.settings["max_threads"], made.settings["optimize_move_to_prewhere"]) == (1, 0)
+    for query, family in (
+        (_month("UTC", **alone), "uniques"),
+        (_month("UTC"), "sums"),
+        (_month("Asia/Tokyo", **alone), "sums"),
+    ):
+        assert "max_threads" not in build(query, family, ["tokens"]).settings
+
+
 def test_of_one_feature_only_its_place_is_grouped_by() -> None:
     """Where a text is asked for, what else could be there need not be looked at; an empty one says nothing."""
     query = _month("Europe/Berlin", group_by=("customer",), where={"model": "draft"}, top=100)
