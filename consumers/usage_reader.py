@@ -107,13 +107,14 @@ class UsageReader:
     ) -> tuple[Statement, list[tuple[Any, ...]]]:
         """The statement of one family and the rows of its answer.
 
-        Where nothing is known of corrections, facts alone are asked, and at the same time whether there are any: both
-        after how far the workers are. To plan a statement over corrections too takes longer than the whole question.
+        Where nothing is known of corrections, facts alone are asked, and with them or at the same time whether there
+        are any: both after how far the workers are. To plan a statement over corrections too takes longer than the
+        whole question.
         """
         projections = self._known_projections() if query.dimensions or query.customer is not None else frozenset()
 
-        def ask(*, corrected: bool) -> tuple[Statement, list[tuple[Any, ...]]]:
-            statement = build(
+        def made(*, corrected: bool) -> Statement:
+            return build(
                 query,
                 family,
                 sorted(f for f in members if f is not None),
@@ -122,24 +123,35 @@ class UsageReader:
                 corrected=corrected,
                 count="count" in members.values(),
             )
-            settings = {**_READ_SETTINGS, **statement.settings}
-            answer = self._store.query(statement.sql, statement.parameters, settings).rows
-            if len(answer) > ROWS_MAX:
-                raise UsageError("group_by", "too_large", f"more than {ROWS_MAX} rows: ask for less at once")
-            return statement, statement.rows(answer)
 
         plan = make_plan(query, family, withdrawn=withdrawn, projections=projections)
-        if withdrawn or query.account in self._corrected or not plan.reads_events:
-            return ask(corrected=True)
-        found: Future[bool] = self._beside.submit(self._has_corrections, query.account)
+        if not withdrawn and query.account not in self._corrected and plan.reads_events:
+            statement = made(corrected=False)
+            answer, corrected = self._answer_and_corrected(statement, query.account)
+            if not corrected:
+                return statement, statement.rows(answer)
+            self._corrected.add(query.account)
+        statement = made(corrected=True)
+        return statement, statement.rows(self._answer(statement))
+
+    def _answer_and_corrected(self, statement: Statement, account: str) -> tuple[Sequence[tuple[Any, ...]], bool]:
+        """The store's answer and whether the account has corrections: told by the answer, or by another one beside."""
+        if statement.sets:
+            answer = self._answer(statement)
+            told = statement.corrected(answer)
+            return answer, self._has_corrections(account) if told is None else told
+        found: Future[bool] = self._beside.submit(self._has_corrections, account)
         try:
-            asked = ask(corrected=False)
+            answer = self._answer(statement)
         finally:
             corrected = found.result()
-        if not corrected:
-            return asked
-        self._corrected.add(query.account)
-        return ask(corrected=True)
+        return answer, corrected
+
+    def _answer(self, statement: Statement) -> Sequence[tuple[Any, ...]]:
+        answer = self._store.query(statement.sql, statement.parameters, {**_READ_SETTINGS, **statement.settings}).rows
+        if len(answer) > ROWS_MAX:
+            raise UsageError("group_by", "too_large", f"more than {ROWS_MAX} rows: ask for less at once")
+        return answer
 
     def progress(self) -> tuple[datetime | None, Decimal | None]:
         """Until when everything acknowledged is counted, and how many seconds that is behind. Blocks."""

@@ -88,9 +88,16 @@ _STATES: Final[dict[Family, tuple[str, ...]]] = {
 }
 
 
+# Whether the account has corrections, told with each row: a request beside it would cost the store more than the look.
+_CORRECTED: Final = "EXISTS(SELECT 1 FROM corrections WHERE account = {account:String}) AS corrected"
+
 # The engine compares neither with other projections nor with facts, and reads all columns at once: the rows are few, or
 # most of them are wanted.
 _PROJECTION_SETTINGS: Final = {"optimize_use_implicit_projections": 0, "optimize_move_to_prewhere": 0}
+
+# What one customer's answer reads is sooner read than handed to other threads, and whole than by conditions in turn.
+_ONE_THREAD: Final = {"max_threads": 1, "max_threads_for_indexes": 1}
+_FEW_ROWS: Final = {**_ONE_THREAD, "optimize_move_to_prewhere": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +117,17 @@ class Statement:
             return list(answered)
         wanted, by_feature = set(self.parameters["features"]), "feature" in self.columns
         sums: dict[tuple[Any, ...], tuple[int, Decimal]] = {}
-        for *keys, features, events, totals in answered:
+        for *keys, features, events, totals, _ in answered:
             for feature, total in zip(features, totals, strict=True):
                 if feature in wanted:
                     key = (*keys, feature) if by_feature else tuple(keys)
                     number, before = sums.get(key, (0, Decimal(0)))
                     sums[key] = number + events, EXACT.add(before, total)
         return [(*key, *sums[key]) for key in sorted(sums)]
+
+    def corrected(self, answered: Sequence[tuple[Any, ...]]) -> bool | None:
+        """Whether the account has corrections, which an answer by `sets` tells unless it is empty; else None."""
+        return bool(answered[0][-1]) if self.sets and answered else None
 
 
 def build(
@@ -147,7 +158,7 @@ def build(
             parts.parameters,
             ("events",),
             parts.columns(),
-            _preferring(QUARTERS),
+            {**_preferring(QUARTERS), **_ONE_THREAD},
             sets=True,
         )
     branches, tables = [], []
@@ -160,7 +171,8 @@ def build(
         branches.append(parts.rollup_branch(USAGE_EDGE, plan.taken, "taken", sign="-"))
     if plan.ends or (plan.taken and plan.rollup_takes):
         tables.append(USAGE_EDGE.table)
-    settings: Mapping[str, Any] = {}
+    one = query.customer is not None and family in ("sums", "extremes") and not plan.reads_events
+    settings: Mapping[str, Any] = _FEW_ROWS if one else {}
     if plan.shapes:
         branches += parts.shapes_branches(plan.shapes, corrected=corrected)
         settings = _preferring(SHAPES)
@@ -279,15 +291,31 @@ class _Parts:
         at = [f"indexOf({_SHAPES_NAMES}, {{dimension_{i}:String}})" for i, _ in enumerate(self.dimensions)]
         text = [f"{_SHAPES_TEXTS}[{found}]" for found in at]
         where = ["account = {account:String}", "kind = 'delta'", *self._customer()]
-        where.append(f"hasAny({_SHAPES_FEATURES}, {{features:Array(String)}})")
-        where += [f"{found} > 0 AND `dims.is_number`[{found}] = 0" for found in at]
+        if self._only_feature():
+            metered, metered_as = "place", f"indexOf({_SHAPES_FEATURES}, {{feature:String}})"
+            where.append(f"{metered_as} > 0")
+        else:
+            metered, metered_as = "features", _SHAPES_FEATURES
+            where.append(f"hasAny({_SHAPES_FEATURES}, {{features:Array(String)}})")
+        for i, found in enumerate(at):
+            if not self.query.where.get(self.dimensions[i]):  # a text that is not empty is a string dimension's
+                where.append(f"{found} > 0 AND `dims.is_number`[{found}] = 0")
         where += self._values_asked(text.__getitem__)
         where.append(self._ranges(_SHAPES_CELL, "DateTime('UTC')", periods, "shape"))
-        texts = [f"{text[i]} AS dimension_text_{i}" for i in grouped]
-        selected = [*plain, f"{_SHAPES_FEATURES} AS features", *texts, "count() AS n", f"{_CELL_SUMS} AS quantities"]
-        keys = [*plain, "features", *(f"dimension_text_{i}" for i in grouped)]
+        named = [f"{metered_as} AS {metered}", *(f"{text[i]} AS dimension_text_{i}" for i in grouped)]
+        selected = [*plain, *named, "count() AS n", f"{_CELL_SUMS} AS quantities"]
+        keys = [*plain, metered, *(f"dimension_text_{i}" for i in grouped)]
         columns = [g.replace("dims.text[dimension_at_", "dimension_text_").replace("] AS", " AS") for g in groups]
         return self._projected(selected, where, keys, columns, periods, corrected=corrected)
+
+    def _only_feature(self) -> bool:
+        """Whether one feature is asked for and no group. An event has it once at most, so its place among the event's
+        features is all that has to be known of them: a number, cheaper to group by than a list of names."""
+        features = self.parameters["features"]
+        if len(features) != 1 or "feature" in self.query.groups:
+            return False
+        self.parameters["feature"] = features[0]
+        return True
 
     def quarters_branches(self, periods: Sequence[Period], *, corrected: bool) -> list[str]:
         """Cells of the other projection, and the corrections of the same time."""
@@ -302,7 +330,7 @@ class _Parts:
         """The same on one level, for `Statement.rows`: by window and set of features, in no order."""
         keys = ["features"] if self.query.granularity == "none" else ["window", "features"]
         windows = [f"{self._window(_QUARTERS_CELL)} AS window"] if "window" in keys else []
-        columns = [*windows, "`meters.feature` AS features", "count() AS events", f"{_CELL_SUMS} AS totals"]
+        columns = [*windows, "`meters.feature` AS features", "count() AS events", f"{_CELL_SUMS} AS totals", _CORRECTED]
         text = _select(columns, "events", self._of_quarters(periods)).replace("\n    ", "\n").lstrip()
         return f"{text}\nGROUP BY {', '.join(keys)}\nLIMIT {ROWS_MAX + 1}"
 
@@ -323,11 +351,17 @@ class _Parts:
     ) -> list[str]:
         """Cells of a projection, which the engine takes for the very expressions it was made of."""
         inner = f"{_select(selected, 'events', where)}\n    GROUP BY {', '.join(keys)}"
+        placed = "place" in keys
+        quantity = "quantities[place]" if placed else "quantity"
         cells = (
-            f"    SELECT {', '.join([*columns, 'toInt64(n) AS n', 'quantity AS quantity_sum'])}\n    FROM\n    (\n"
-            f"{_indented(inner)}\n    )\n    ARRAY JOIN features AS feature, quantities AS quantity"
-            "\n    WHERE feature IN {features:Array(String)}"
+            f"    SELECT {', '.join([*columns, 'toInt64(n) AS n', f'{quantity} AS quantity_sum'])}\n    FROM\n    (\n"
+            f"{_indented(inner)}\n    )"
         )
+        if not placed:
+            cells += (
+                "\n    ARRAY JOIN features AS feature, quantities AS quantity"
+                "\n    WHERE feature IN {features:Array(String)}"
+            )
         if not corrected:
             return [cells]
         return [cells, self._measured_rows(self._rows_of("corrections", periods, (), "corrected"))]

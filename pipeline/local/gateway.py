@@ -40,6 +40,8 @@ from pipeline.local.statement import Kind, Statement, StatementError, outline
 HELD_BYTES = 1 << 20
 """So much of a result is held back before the head goes out, so that an early error has a status of its own."""
 
+_PACKED_BYTES_MIN = 1 << 10  # what fits into one packet anyway takes longer to pack and unpack than to send
+
 RESULT_BYTES_MAX = 1 << 30
 """Bound of results that must be held whole (``wait_end_of_query``)."""
 
@@ -315,16 +317,17 @@ class Gateway:
         return output.data
 
     def _prepare(self, handle: Handle, ask: _Ask) -> None:
-        """Database and settings of this statement; read-only last, since it forbids all further changes."""
+        """Database and settings of this statement, in one SET: read-only forbids all further changes, and each
+        statement that prepares takes the engine as long as planning a small one."""
         settings = {"implicit_select": "0", **ask.settings}
-        readonly = settings.pop("readonly", "0")
+        if settings.get("readonly", "0") == "0":
+            settings.pop("readonly", None)
+            settings |= {"readonly": "2"} if ask.readonly else {}
         if ask.database:
             handle.use(ask.database)
         for statement in self._sessions.statements(ask.session) if ask.session else ():
             handle.run(statement)
         handle.set(settings)
-        if readonly != "0" or ask.readonly:
-            handle.set({"readonly": readonly if readonly != "0" else "2"})
 
     def _send(self, ask: _Ask, pieces: Iterator[bytes], counts: _Counts, answer: Answer) -> None:
         limit = RESULT_BYTES_MAX if ask.hold else HELD_BYTES
@@ -336,13 +339,15 @@ class Gateway:
             headers += [("X-ClickHouse-Format", ask.format), ("Content-Type", _content_type(ask.format))]
         headers.append(("X-ClickHouse-Exception-Tag", ask.tag))
         name, encoder = ask.encoder or ("", None)
+        if complete and len(held) < _PACKED_BYTES_MIN and name:
+            name, encoder = "", None
         if name:
             headers += [("Content-Encoding", name), ("Vary", "Accept-Encoding")]
         if ask.head_only:
             answer.start(200, headers)
             answer.end()
-        elif complete and encoder is None:
-            answer.whole(200, headers, held)
+        elif complete:
+            answer.whole(200, headers, encoder.compress(held) + encoder.flush() if encoder else held)
         else:
             answer.start(200, headers)
             self._send_rest(held, pieces, encoder, ask.tag, answer)

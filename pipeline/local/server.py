@@ -24,6 +24,8 @@ _READ_BYTES: Final = 1 << 18
 _LARGE_BYTES: Final = 1 << 18  # of a body: from here on each copy of it counts
 _IDLE_S: Final = 300
 _LINGER_S: Final = 2.0
+_TOGETHER_BYTES_MAX: Final = 1 << 16  # past that a copy costs more than a packet
+_KEEP_ALIVE: Final = ("Keep-Alive", f"timeout={_IDLE_S}")
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1", ""})
 _log = logging.getLogger(__name__)
 
@@ -71,8 +73,7 @@ class Answer:
     def start(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
         """Send the head. Without Content-Length among the headers, the body goes out in chunks."""
         self.started = True
-        headers = [*headers, ("Keep-Alive", f"timeout={_IDLE_S}")]
-        self._connection.send(h11.Response(status_code=status, reason=http.HTTPStatus(status).phrase, headers=headers))
+        self._connection.send(_response(status, [*headers, _KEEP_ALIVE]))
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body; blocks while the client is slow. Raises DisconnectedError."""
@@ -88,10 +89,14 @@ class Answer:
         self._connection.cut()
 
     def whole(self, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
-        """The entire answer at once."""
-        self.start(status, [*headers, ("Content-Length", str(len(body)))])
-        self.write(body)
-        self.end()
+        """The entire answer at once; a small one as one packet, so that the client is woken once."""
+        self.started = True
+        head = _response(status, [*headers, ("Content-Length", str(len(body))), _KEEP_ALIVE])
+        if len(body) > _TOGETHER_BYTES_MAX:
+            self._connection.send(head)
+            self._connection.send(h11.Data(data=body), h11.EndOfMessage())
+        else:
+            self._connection.send(head, h11.Data(data=body), h11.EndOfMessage())
 
 
 Handler = Callable[[Request, Answer], None]
@@ -182,6 +187,10 @@ class Server:
                 self._changed.notify_all()
 
 
+def _response(status: int, headers: Iterable[tuple[str, str]]) -> h11.Response:
+    return h11.Response(status_code=status, reason=http.HTTPStatus(status).phrase, headers=list(headers))
+
+
 def _too_many(_: Request, answer: Answer) -> None:
     body = b"Code: 210. DB::Exception: Too many connections: close some and try again. (NETWORK_ERROR)\n"
     answer.whole(503, [("Connection", "close"), ("X-ClickHouse-Exception-Code", "210")], body)
@@ -207,9 +216,9 @@ class _Connection:
         except (DisconnectedError, OSError) as error:
             _log.debug("client went away: %s", error)
 
-    def send(self, event: h11.Event) -> None:
-        """Send one event of the answer."""
-        data = self._http.send(event)
+    def send(self, *events: h11.Event) -> None:
+        """Send events of the answer together."""
+        data = b"".join(self._http.send(event) or b"" for event in events)
         if data:
             try:
                 self._peer.sendall(data)

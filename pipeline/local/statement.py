@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import lru_cache
 
 _TOKEN = re.compile(
     rb"""
@@ -24,6 +25,8 @@ _TOKEN = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 _DATA_START = re.compile(rb"[ \t\f]*\r?\n?")
+_REMEMBERED_MAX = 256
+_REMEMBERED_BYTES_MAX = 8 << 10  # so 2 MiB of them at most
 _READING = frozenset({b"SELECT", b"WITH", b"FROM"})
 _TELLING = frozenset({b"SHOW", b"DESCRIBE", b"DESC", b"EXISTS", b"EXPLAIN", b"CHECK"})
 _SESSION = frozenset({b"SET", b"USE"})
@@ -74,7 +77,14 @@ class _Token:
 
 
 def outline(text: bytes) -> Statement:
-    """Read the outline of ``text``. Raises StatementError for what no HTTP client may send."""
+    """Read the outline of ``text``. Raises StatementError for what no HTTP client may send.
+
+    Short texts are remembered: values come beside them, so the same ones come again and again.
+    """
+    return _remembered(text) if len(text) <= _REMEMBERED_BYTES_MAX else _outline(text)
+
+
+def _outline(text: bytes) -> Statement:
     tokens = _top_level(text)
     first = next(tokens, None)
     if first is None:
@@ -83,6 +93,9 @@ def outline(text: bytes) -> Statement:
     if word == b"INSERT":
         return replace(_insert(text, tokens), verb=word)
     return _query(first, tokens)
+
+
+_remembered = lru_cache(maxsize=_REMEMBERED_MAX)(_outline)
 
 
 def _top_level(text: bytes) -> Iterator[_Token]:

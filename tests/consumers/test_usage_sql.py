@@ -295,6 +295,7 @@ def test_customers_by_dimension_are_read_from_the_projection_where_there_is_one(
     assert made.parameters == {
         "account": "acme",
         "features": ["tokens"],
+        "feature": "tokens",
         "dimension_0": "model",
         "value_0": "draft",
         "shape_from_0": "2026-09-30 22:00:00",
@@ -305,6 +306,38 @@ def test_customers_by_dimension_are_read_from_the_projection_where_there_is_one(
     }
     assert made.sql.endswith("GROUP BY group_0\nORDER BY total DESC, group_0\nLIMIT {top:UInt32}")
     assert "count() AS n, sumForEach(CAST(`meters.quantity`, 'Array(Decimal(76, 9))')) AS quantities" in made.sql
+
+
+def test_what_reads_few_rows_takes_one_thread() -> None:
+    """Sums of one customer out of cells; what may be many rows has the threads it is given."""
+    alone = {"customer": "anna", "granularity": "day"}
+    for query in (_month("UTC", **alone), _month("Europe/Berlin", **alone)):
+        made = build(query, "sums", ["tokens"], projections=[QUARTERS], corrected=False)
+        assert (made.settings["max_threads"], made.settings["optimize_move_to_prewhere"]) == (1, 0)
+    for query, family in (
+        (_month("UTC", **alone), "uniques"),
+        (_month("UTC"), "sums"),
+        (_month("Asia/Tokyo", **alone), "sums"),
+    ):
+        assert "max_threads" not in build(query, family, ["tokens"]).settings
+
+
+def test_of_one_feature_only_its_place_is_grouped_by() -> None:
+    """Where a text is asked for, what else could be there need not be looked at; an empty one says nothing."""
+    query = _month("Europe/Berlin", group_by=("customer",), where={"model": "draft"}, top=100)
+
+    def sql_of(query: UsageQuery, *features: str) -> str:
+        return build(query, "sums", features, projections=[SHAPES], corrected=False).sql
+
+    one = sql_of(query, "tokens")
+    assert "GROUP BY client_id, place\n" in one
+    assert "ARRAY JOIN" not in one
+    assert "dims.is_number" not in one
+    every = replace(query, feature=None, top=None)
+    assert "GROUP BY client_id, features\n" in sql_of(every, "calls", "tokens")
+    assert "GROUP BY client_id, features\n" in sql_of(every, "tokens")
+    for other in ({"where": {"model": ""}}, {"where": {}, "group_by": ("dimension:model", "customer")}):
+        assert "`dims.is_number`[" in sql_of(replace(query, **other), "tokens")
 
 
 def test_local_days_of_a_customer_are_read_from_facts() -> None:
@@ -394,10 +427,12 @@ def test_sums_by_sets_of_features_are_put_together_exactly() -> None:
     assert made.columns == ("window", "feature", "events", "total")
     day, after, large = date(2026, 10, 1), date(2026, 10, 2), Decimal("9" * 60 + "." + "9" * 9)
     answered = [
-        (after, ["tokens"], 1, [Decimal(5)]),
-        (day, ["calls", "tokens"], 2, [Decimal(2), large]),
-        (day, ["seats", "tokens"], 3, [Decimal(7), Decimal("1e-9")]),
+        (after, ["tokens"], 1, [Decimal(5)], False),
+        (day, ["calls", "tokens"], 2, [Decimal(2), large], False),
+        (day, ["seats", "tokens"], 3, [Decimal(7), Decimal("1e-9")], False),
     ]
+    assert [made.corrected(answered[:number]) for number in (3, 0)] == [False, None]
+    assert made.corrected([(*answered[0][:-1], True)])
     assert made.rows(answered) == [
         (day, "calls", 2, Decimal(2)),
         (day, "tokens", 5, Decimal("1" + "0" * 60)),
@@ -414,6 +449,7 @@ def test_rows_of_other_statements_are_as_the_store_gives_them() -> None:
         made = build(query, "sums", ["tokens"], projections=[QUARTERS], corrected=corrected)
         assert not made.sets
         assert made.rows([("a", 1)]) == [("a", 1)]
+        assert made.corrected([("a", 1)]) is None
 
 
 def _plan_of(query: UsageQuery) -> tuple[tuple[Period, ...], tuple[Period, ...]]:

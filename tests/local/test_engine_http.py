@@ -74,6 +74,15 @@ def test_inserts_and_results_in_every_compression(url: str, table: str, compress
     client.close()
 
 
+def test_a_whole_answer_has_its_length_and_is_packed_where_that_is_worth_it(url: str) -> None:
+    """One that fits into a packet anyway is sent as it is."""
+    for number, packed in ((1, False), (5000, True)):
+        answer = ask(url, f"SELECT number FROM numbers({number})", default_format="TSV", enable_http_compression="1")
+        assert ("content-encoding" in answer.headers) == packed
+        assert answer.headers["content-length"].isdecimal()
+        assert answer.text == "".join(f"{at}\n" for at in range(number))
+
+
 def test_arrow_both_ways(client: Client, table: str) -> None:
     """An Arrow table goes in and comes out, whole and as a stream."""
     client.command(f"CREATE TABLE {table} (a UInt64, s String) ENGINE = MergeTree ORDER BY a")
@@ -209,6 +218,9 @@ def test_reading_requests_cannot_write(url: str, table: str) -> None:
     ]
     assert [answer.headers.get("x-clickhouse-exception-code") for answer in refused] == ["164"] * len(refused)
     assert cell(url, f"SELECT count() FROM {table}", user="reader", max_threads="1") == "0"
+    assert (
+        cell(url, "SELECT getSetting('readonly'), getSetting('max_threads')", readonly="1", max_threads="1") == "1\t1"
+    )
 
 
 def test_settings_hold_for_one_statement(url: str) -> None:

@@ -45,6 +45,12 @@ def test_data_of_an_insert_begin_after_one_line_end(data: bytes, end: bytes) -> 
     assert text[statement.data_start :] == data
 
 
+def test_a_text_that_is_remembered_is_read_like_a_longer_one() -> None:
+    """What is remembered is the outline, not data or parameters; long texts are read each time."""
+    for blanks in (b" ", b" " * 20_000):
+        assert [outline(b"SELECT" + blanks + b"1 FORMAT CSV").format for _ in range(2)] == ["CSV", "CSV"]
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [
