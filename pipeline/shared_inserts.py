@@ -25,7 +25,7 @@ from pipeline.stages.sink import Block
 
 _RETRY_FIRST_S: Final = 0.1
 _RETRY_MAX_S: Final = 5.0
-_COMING_S: Final = 0.2
+_COMING_S: Final = 0.2  # so that partitions fall into step; past that each goes on as it comes
 _log = structlog.get_logger(__name__)
 
 
@@ -164,18 +164,19 @@ class SharedInserts:
         """Sends what waits, until nothing does."""
         try:
             while self._waiting:
-                async with self._one_at_a_time, self._inserting:
+                async with self._one_at_a_time:
                     await self._let_come()
-                    if not (members := self._take()):
-                        continue
-                    insert = _Insert(members, self._now_ms())
-                    if not await self._try(insert):
-                        self._begin(self._try_again(insert))
+                    async with self._inserting:
+                        if not (members := self._take()):
+                            continue
+                        insert = _Insert(members, self._now_ms())
+                        if not await self._try(insert):
+                            self._begin(self._try_again(insert))
         finally:
             self._gathering = False
 
     async def _let_come(self) -> None:
-        """Waits for blocks that are on their way here, though no longer than an insert of their own would take."""
+        """Waits a moment for blocks that are on their way here: one that just misses an insert needs one more."""
         if self._coming:
             self._all_came.clear()
             with suppress(TimeoutError):
