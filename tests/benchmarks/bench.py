@@ -343,6 +343,16 @@ def with_recorded(parts: Mapping[str, Mapping[str, Any]], recorded: Mapping[str,
     return found
 
 
+def amended(recorded: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]], commit: str) -> dict[str, Any]:
+    """What is recorded, with these parts measured anew, each with the commit it is of."""
+    found, figures = dict(recorded["ratios"]), dict(recorded["figures"])
+    for part in parts.values():
+        found |= part["ratios"]
+        figures |= part["figures"]
+    anew = {name: {**part, "commit": commit} for name, part in parts.items()}
+    return {**recorded, **anew, "ratios": found, "figures": figures, "targets": verdicts({**found, **figures})}
+
+
 def chosen(names: str) -> tuple[list[Competitor], list[str]]:
     """Competitors and parts that were asked for; all when none are named. Raises SystemExit for a name that there is
     not."""
@@ -442,7 +452,9 @@ def main() -> None:
                 _console.print(f"queries: {error}", markup=False)
     if options.record:
         recorded = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-        keep(document(runs, facts, options, with_recorded(parts, recorded)), RESULTS)
+        alone = recorded and not runs
+        anew = document(runs, facts, options, with_recorded(parts, recorded))
+        keep(amended(recorded, parts, facts["commit"]) if alone else anew, RESULTS)
     measured = [*runs, *(row for part in parts.values() for row in part.get("measurements", part["rows"]))]
     if failed or any("note" in run for run in measured):
         _console.print(f"logs are kept in {folder}")

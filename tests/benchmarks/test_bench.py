@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import with_recorded
+from bench import amended, with_recorded
 from bench_events import DUPLICATES, envelopes, events, expected
 from bench_figures import medians, ratios, table, verdicts
 from bench_place import differences
@@ -165,6 +165,17 @@ def test_a_part_that_is_not_measured_stays_as_recorded_and_says_of_which_commit(
     assert (again["growth"]["commit"], again["latency"]["commit"]) == ("def", "abc")
     told = table({**_document([_run("worker", 1)]), **again})
     assert told.index("at commit abc") < told.index("From the HTTP answer")
+
+
+def test_a_part_that_is_measured_alone_takes_its_place_among_what_is_recorded() -> None:
+    """Rates and other parts stay as they are, the commit of the new one is told, and targets follow."""
+    latency = {"rows": [], "ratios": {}, "figures": {"countable_p99_s": 2.0}}
+    recorded = {**_document([_run("worker", 1)]), "latency": latency, "figures": {"countable_p99_s": 2.0}}
+    found = amended(recorded, {"latency": {**latency, "figures": {"countable_p99_s": 0.5}}}, "def")
+    assert found["latency"]["commit"] == "def"
+    assert found["figures"]["countable_p99_s"] == 0.5
+    assert (found["rows"], found["machine"]) == (recorded["rows"], recorded["machine"])
+    assert {target["key"]: target["verdict"] for target in found["targets"]}["countable_p99_s"] == "met"
 
 
 def test_the_table_takes_the_place_of_the_one_before() -> None:
