@@ -412,8 +412,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
     parser.add_argument("--record", action="store_true", help="keep the results in tests/benchmarks/results")
     options = parser.parse_args()
-    if options.record and (options.quick or options.only):
-        parser.error("what is kept is a whole run: --record goes with neither --quick nor --only")
+    if options.record and (options.quick or not set(options.only.split(",")) <= {"", *PARTS}):
+        parser.error(
+            f"--record goes with all rates at once, or with --only of {', '.join(PARTS)}, and not with --quick"
+        )
     return options
 
 
