@@ -5,13 +5,14 @@ Kafka in records of one event, as a customer's own client sends them. Full load 
 that comes as fast as the worker counted a backlog: taking the events in costs the broker's core too, so that is more
 than can be carried. A probe is countable when a query of the facts, asked over and over with a rest of 0.1 s, has all
 of its events; the moment is when that answer has arrived, so every figure contains a query and that rest. The load
-shares the worker's core, which half of it leaves half idle; API, broker, engine and this program share the others. What
-the store holds in the end is checked.
+shares the worker's core, which half of it leaves half idle; API, broker and engine share the others; who sends probes
+and looks for them runs where there is room. What the store holds in the end is checked.
 """
 
 import http.client
 import json
 import math
+import os
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from typing import Any, Final
 import psutil
 from bench_doors import await_ready
 from bench_events import ACCOUNT, CATALOG, EVENT_NAME, Event, Expected, events, expected
-from bench_place import COMPETITOR_CORES, OTHER_CORES, PEERS, BenchError, Place, Running
+from bench_place import ALL_CORES, COMPETITOR_CORES, OTHER_CORES, PEERS, BenchError, Place, Running
 
 from pipeline.event import id_hash, partition_of
 from pipeline.local.port import choose
@@ -205,7 +206,7 @@ class _Prober:
         kinds = (("/v1/events", 1, self._level.singles_per_s), ("/v1/events/batch", LIST, self._level.lists_per_s))
         for path, size, rate in kinds:
             self._thread(self._send, path, size, rate, seconds)
-        self._look_thread = threading.Thread(target=self._look, daemon=True)
+        self._look_thread = threading.Thread(target=_anywhere, args=(self._look,), daemon=True)
         self._look_thread.start()
 
     def finish(self) -> None:
@@ -219,7 +220,7 @@ class _Prober:
         self._look_thread.join()
 
     def _thread(self, work: Callable[..., None], *arguments: Any) -> None:
-        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        thread = threading.Thread(target=_anywhere, args=(work, *arguments), daemon=True)
         self._threads.append(thread)
         thread.start()
 
@@ -265,6 +266,12 @@ class _Prober:
                 if seen.get(name) == probes.sizes[name]:
                     probes.countable[name] = now
             time.sleep(_REST_S)
+
+
+def _anywhere(work: Callable[..., None], *arguments: Any) -> None:
+    """Who asks is a client: this thread runs where there is room, and takes no core from what it measures."""
+    os.sched_setaffinity(0, ALL_CORES)
+    work(*arguments)
 
 
 def probe(name: str, size: int, now: datetime) -> tuple[bytes, str]:
