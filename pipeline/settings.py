@@ -120,7 +120,7 @@ class Settings(BaseSettings):
         "unless it has arrived; 0: each goes alone",
     )
     shared_deadline_s: float = Field(
-        default=40.0, gt=0, description="the store drops an insert of several blocks older than this"
+        default=20.0, gt=0, description="the store drops an insert of several blocks older than this"
     )
     clock_skew_max_s: float = Field(
         default=5.0, gt=0, description="largest tolerated difference between the clocks of worker and store"

@@ -5,7 +5,8 @@ send it again. Therefore:
 - a block goes with others only where its statement says that it may (`Intent.shared`), and only within the shared lease
   after that statement. Past it, and before each further try, it is stated anew, which proves that its session still is
   the owner;
-- every try of an insert carries the same token, and the rows of those blocks whose sessions still are there;
+- every try of an insert carries the same token, and the rows of those blocks whose sessions still are there; the first
+  one also those of sessions that have ended meanwhile, whose successors then find the block instead of waiting for it;
 - whoever finds such a statement and is not its sender looks until the shared lease and the shared deadline are over,
   and acts by itself only then (`Session._look_for_shared`).
 """
@@ -82,6 +83,11 @@ class _Insert:
         """Those whose sessions still wait."""
         return [member for member in self._members if not member.done.done()]
 
+    def left(self, stated_since_ms: int) -> list[_Member]:
+        """Those whose sessions ended before anything of them was sent, under a statement that is young enough."""
+        gone = [] if self.error else [member for member in self._members if member.done.cancelled()]
+        return [member for member in gone if member.stated_ms >= stated_since_ms]
+
     def end(self, outcome: Sent | Exception) -> None:
         for member in self.members():
             _tell(member, outcome)
@@ -138,7 +144,8 @@ class SharedInserts:
         """Sends the block with those that wait as well, again and again where the outcome is unknown.
 
         `restate` commits the block's statement anew and gives the new one's time; it raises when the session is no
-        longer the owner, which then is raised here. Cancelled before the block was sent, nothing of it is.
+        longer the owner, which then is raised here. Cancelled before the block was sent, it is sent once all the same,
+        while its statement allows that.
         """
         member = _Member(block, stated_ms, restate)
         self._waiting.append(member)
@@ -147,6 +154,11 @@ class SharedInserts:
             self._gathering = True
             self._begin(self._gather())
         return await member.done
+
+    async def drain(self) -> None:
+        """Lets what waits be sent, for a lease at most. The sessions must be over."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self.limits.lease_ms / 1000)
 
     def close(self) -> None:
         """Ends all that has not been sent. The sessions must be over."""
@@ -190,7 +202,7 @@ class SharedInserts:
 
     def _take(self) -> list[_Member]:
         """The first that wait, as many as fit; at least one, when there is one."""
-        waiting = [member for member in self._waiting if not member.done.done()]
+        waiting = [member for member in self._waiting if not member.done.done() or member.done.cancelled()]
         taken: list[_Member] = []
         rows = size = 0
         for member in waiting:
@@ -223,13 +235,13 @@ class SharedInserts:
             # before the leases are looked at: a worker that stands still in between must not come back with a fresh one
             looked_ms = self._now_ms()
             members = insert.members()
-            if not members:
-                return True
             late = [member for member in members if looked_ms - member.stated_ms > self.limits.lease_ms]
             if not late:
                 break
             await self._restate(late)
-        blocks = [member.block for member in members]
+        blocks = [member.block for member in [*members, *insert.left(looked_ms - self.limits.lease_ms)]]
+        if not blocks:
+            return True
         deadline_ms = looked_ms + self.limits.deadline_ms // 2
         try:
             await asyncio.get_running_loop().run_in_executor(self._io, self._insert, blocks, insert.token, deadline_ms)

@@ -177,6 +177,7 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await self.release()
+        await self._shared.drain()
         self._shared.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._writer.stop()

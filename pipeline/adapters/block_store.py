@@ -38,7 +38,7 @@ class BlockStore:
     """One per process; used from several threads at once."""
 
     def __init__(
-        self, store: Store, *, topic: str, database: str, insert_s_max: int = 25, shared_s_max: int = 15
+        self, store: Store, *, topic: str, database: str, insert_s_max: int = 25, shared_s_max: int = 5
     ) -> None:
         self._store = store
         self._insert_s_max = insert_s_max

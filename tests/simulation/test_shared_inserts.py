@@ -320,3 +320,28 @@ def test_a_late_block_is_stated_anew_before_it_goes_with_others() -> None:
         assert max(began) <= SHARED_LEASE_MS + takes_ms
 
     run_virtually(go)
+
+
+def test_a_block_whose_session_ends_before_it_was_sent_goes_with_the_others_all_the_same() -> None:
+    """A rebalance while it waits: its successor finds it, instead of waiting until it can come no more."""
+
+    async def go() -> None:
+        world = a_busy_world()
+        seen: list[set[int]] = []
+
+        def note(number: int, insert: Insert, blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
+            seen.append({block.partition for block in blocks})
+            insert(blocks, token, deadline_ms)
+
+        of_shared(world, note)
+        first = world.workers[0]
+        first.start()
+        await until(lambda: len(first.shared._waiting) > 1)
+        gone = first.shared._waiting[0].block.partition
+        first.sessions[gone][1].cancel()
+        await until(lambda: seen)
+        assert gone in seen[0]
+        first.kill()
+        await world.run()
+
+    run_virtually(go)
