@@ -134,7 +134,7 @@ class SharedInserts:
             self.limits.lease_ms > 0
             and len(self._closed) > 1
             and block.rows is not None
-            and block.rows.num_rows <= self.limits.rows_max // 2
+            and block.rows.num_rows <= self.limits.rows_max // 4
         )
         if not wanted:
             self._comes_no_more(block.partition, block.start)
