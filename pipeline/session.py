@@ -667,10 +667,8 @@ class Session:
 
         async def restate() -> int:
             self.standing.retries += 1
-            intent = msgspec.structs.replace(holder.intent, stated_ms=self._out.now_ms())
-            await self._commit(block.start, intent)
-            holder.intent = intent
-            return intent.stated_ms
+            await self._restate(block, holder, shared=True)
+            return holder.intent.stated_ms
 
         self._out.fail_point("before_insert")
         sent = await self._out.shared.insert(block, holder.intent.stated_ms, restate)
@@ -698,9 +696,7 @@ class Session:
             wait_s = min(wait_s * 2, 1.0)
         if landed.nothing:
             return _Lease.INSERT
-        await self._wait_until_settled(holder)
-        await self._commit(block.start, holder.intent)
-        await self._complete(block, await self._landed(block))
+        await self._prove(block, holder)
         return _Lease.DONE
 
     async def _insert_alone(self, block: Block, holder: "_Statement", *, doubt: bool) -> None:
@@ -753,10 +749,15 @@ class Session:
         if not landed.nothing:
             await self._complete(block, landed)
             return _Lease.DONE
-        holder.intent = msgspec.structs.replace(holder.intent, stated_ms=self._out.now_ms(), shared=False)
-        await self._commit(block.start, holder.intent)
+        await self._restate(block, holder, shared=False)
         self._out.fail_point("renewed")
         return _Lease.INSERT
+
+    async def _restate(self, block: Block, holder: "_Statement", *, shared: bool) -> None:
+        """States the block anew, with a new time; proves that this session still is the owner."""
+        intent = msgspec.structs.replace(holder.intent, stated_ms=self._out.now_ms(), shared=shared)
+        await self._commit(block.start, intent)
+        holder.intent = intent
 
     async def _prove(self, block: Block, holder: "_Statement") -> None:
         """After a doubt: facts being there proves nothing about a view, so every table is asked."""

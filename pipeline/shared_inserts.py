@@ -179,9 +179,7 @@ class SharedInserts:
                 async with self._one_at_a_time:
                     await self._let_come()
                     async with self._inserting:
-                        if not (members := self._take()):
-                            continue
-                        insert = _Insert(members, self._now_ms())
+                        insert = _Insert(self._take(), self._now_ms())
                         if not await self._try(insert):
                             self._begin(self._try_again(insert))
         finally:
@@ -201,17 +199,16 @@ class SharedInserts:
             self._all_came.set()
 
     def _take(self) -> list[_Member]:
-        """The first that wait, as many as fit; at least one, when there is one."""
-        waiting = [member for member in self._waiting if not member.done.done() or member.done.cancelled()]
+        """The first that wait, as many as fit; at least one."""
         taken: list[_Member] = []
         rows = size = 0
-        for member in waiting:
+        for member in self._waiting:
             rows += 0 if member.block.rows is None else member.block.rows.num_rows
             size += member.block.bytes
             if taken and (rows > self.limits.rows_max or size > self.limits.bytes_max):
                 break
             taken.append(member)
-        self._waiting = waiting[len(taken) :]
+        self._waiting = self._waiting[len(taken) :]
         return sorted(taken, key=lambda member: member.block.partition)
 
     async def _try_again(self, insert: _Insert) -> None:
@@ -252,8 +249,7 @@ class SharedInserts:
         except Exception as error:  # noqa: BLE001 - a fault of the program: every session that waits raises it
             insert.end(error)
             return True
-        for member in members:
-            _tell(member, Sent.DOUBTFUL if insert.error else Sent.DONE)
+        insert.end(Sent.DOUBTFUL if insert.error else Sent.DONE)
         return True
 
     async def _restate(self, members: Sequence[_Member]) -> None:

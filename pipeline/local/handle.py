@@ -153,7 +153,7 @@ class Engine:
             left.unlink()  # of a process that was killed
         cache_bytes = memory_bytes_max // 8
         self._address = f"{folder}?max_server_memory_usage={memory_bytes_max}&mark_cache_size={cache_bytes}"
-        # Two inserts at once take a tenth more processor time than one after the other: they share the caches. What is
+        # Two inserts at once take 6 to 8 % more processor time than one after the other: they share the caches. What is
         # still on its way does not wait for this.
         self._inserting = threading.Lock()
         self._root = self._connect()

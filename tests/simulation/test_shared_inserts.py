@@ -65,6 +65,20 @@ def of_shared(world: World, instead: Callable[[int, Insert, Sequence[Block], str
     return tokens
 
 
+def the_first_stops_halfway(world: World, then: Callable[[], None]) -> list[str]:
+    """The first shared insert reaches two places, then `then` happens. The tokens of all, as they come."""
+
+    def half(number: int, insert: Insert, blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
+        if number > 1:
+            insert(blocks, token, deadline_ms)
+            return
+        for step in world.blocks.steps(blocks, token, deadline_ms)[:2]:
+            step()
+        then()
+
+    return of_shared(world, half)
+
+
 def test_small_blocks_go_together_while_the_store_is_busy() -> None:
     """One insert takes half a second, and four partitions fill a block in that time: they share inserts."""
 
@@ -228,16 +242,7 @@ def test_what_arrived_in_part_is_completed_by_the_next_owner() -> None:
 
     async def go() -> None:
         world = a_busy_world()
-
-        def half(number: int, insert: Insert, blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
-            if number > 1:
-                insert(blocks, token, deadline_ms)
-                return
-            for step in world.blocks.steps(blocks, token, deadline_ms)[:2]:
-                step()
-            world.workers[0].kill()
-
-        tokens = of_shared(world, half)
+        tokens = the_first_stops_halfway(world, world.workers[0].kill)
         await world.run()
         assert world.repaired == len(tokens[0].split("+"))
 
@@ -250,15 +255,10 @@ def test_what_arrived_in_part_is_completed_by_a_further_try_of_its_sender() -> N
     async def go() -> None:
         world = a_busy_world()
 
-        def half(number: int, insert: Insert, blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
-            if number > 1:
-                insert(blocks, token, deadline_ms)
-                return
-            for step in world.blocks.steps(blocks, token, deadline_ms)[:2]:
-                step()
+        def no_answer() -> None:
             raise StoreUnavailable("the engine died")
 
-        of_shared(world, half)
+        the_first_stops_halfway(world, no_answer)
         await world.run()
         assert world.repaired == 0
 
