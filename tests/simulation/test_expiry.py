@@ -5,13 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from block_world import CHANGELOG, TOPIC, Violation, World, event_line, random_run
-from structlog.testing import capture_logs
 from virtual_loop import run_virtually
 
 from pipeline.adapters.rocks import SightingTable, Tables
@@ -25,12 +23,6 @@ from pipeline.tidying import Tidier
 
 WINDOW_MS = 4_000
 OLD = ("a", "b", "c")
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with capture_logs():
-        yield
 
 
 def key(identity: str) -> bytes:

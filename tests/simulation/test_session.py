@@ -2,13 +2,12 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import block_world
 import pytest
 from block_world import CHANGELOG, DEADLINE_MS, LEASE_MS, REJECTS, TOPIC, Violation, World, event_line
-from structlog.testing import capture_logs
 from virtual_loop import run_virtually
 
 from pipeline.adapters.block_store_fake import MemoryBlocks
@@ -20,15 +19,6 @@ from pipeline.session import Session, SessionOver
 from pipeline.stages.build import RULE_SETS, RuleSet
 from pipeline.stages.dedup import identify
 from pipeline.stages.sink import Block
-
-pytestmark = pytest.mark.usefixtures("quiet")
-
-
-@pytest.fixture
-def quiet() -> Iterator[None]:
-    """Keeps the sessions' logs to itself."""
-    with capture_logs():
-        yield
 
 
 def a_world(**fields: Any) -> World:

@@ -4,13 +4,12 @@ Each run prints its seed with what it finds: `random_run(seed)` gives the same r
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from block_world import Violation, World, random_run, wild_plan, wild_run
-from structlog.testing import capture_logs
 from virtual_loop import run_virtually
 
 from pipeline.adapters.block_store_fake import MemoryBlocks
@@ -25,12 +24,6 @@ from pipeline.stages.sink import Block
 
 SEEDS_PER_CASE = 25
 SEEDS_PER_BUG = 60
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with capture_logs():
-        yield
 
 
 @pytest.mark.parametrize("first", range(0, 150, SEEDS_PER_CASE))

@@ -1,12 +1,11 @@
 """Blocks of several partitions in one insert, one situation at a time: the production Session in memory."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from block_world import SHARED_DEADLINE_MS, SHARED_LEASE_MS, Violation, World, event_line
-from structlog.testing import capture_logs
 from test_session import id_in, record_commits, until
 from virtual_loop import run_virtually
 
@@ -17,15 +16,6 @@ from pipeline.stages.sink import Block
 
 PARTITIONS = 4
 Insert = Callable[[Sequence[Block], str, int], None]
-
-pytestmark = pytest.mark.usefixtures("quiet")
-
-
-@pytest.fixture
-def quiet() -> Iterator[None]:
-    """Keeps the sessions' logs to itself."""
-    with capture_logs():
-        yield
 
 
 def a_busy_world(**fields: Any) -> World:
