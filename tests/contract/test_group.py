@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,6 +175,17 @@ async def test_after_leaving_and_joining_anew_what_was_begun_before_is_refused(b
 # ------------------------------------------------------------------------------------------------ no answer
 
 
+def _stop(pid: int) -> None:
+    """Returns once every thread stands still: the signal is sent before that, and until then they may still answer."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 60
+    while any(
+        state.read_text().rpartition(")")[2].split()[0] != "T" for state in Path(f"/proc/{pid}/task").glob("*/stat")
+    ):
+        assert time.monotonic() < deadline, "it does not stand still"
+        time.sleep(0.001)
+
+
 @dataclass
 class Frozen:
     """A broker of the test's own that can be stopped in its tracks, and a worker in a group on it."""
@@ -196,7 +208,7 @@ async def frozen(tmp_path: Path) -> AsyncIterator[Frozen]:
         client.create_topics([NewTopic("events", 1, 1)])["events"].result(60)
         worker = await on_broker(settings, timeout_s=1.0)
         await worker.member()
-        yield Frozen(worker, lambda: os.kill(child.pid, signal.SIGSTOP), lambda: os.kill(child.pid, signal.SIGCONT))
+        yield Frozen(worker, lambda: _stop(child.pid), lambda: os.kill(child.pid, signal.SIGCONT))
         await worker.leave()
     finally:
         os.kill(child.pid, signal.SIGCONT)
