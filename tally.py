@@ -71,7 +71,7 @@ from pipeline.logs import configure_logs
 from pipeline.memory import look_for_garbage_rarely
 from pipeline.metrics import AuditMetrics
 from pipeline.migrate import MigrationError, migrate, pending
-from pipeline.offsets import STOPPED, Offsets, OffsetsRefused, render_offsets
+from pipeline.offsets import STOPPED, Offsets, OffsetsRefused, render_offsets, wait_until_settled
 from pipeline.ports import CatalogUnavailable, LogUnavailable, StoreError, StoreUnavailable
 from pipeline.reject import RejectedLine, RejectPosition, ReplayNote, parse_position
 from pipeline.settings import Settings
@@ -306,7 +306,8 @@ def _print_addresses(settings: Settings, as_json: bool) -> None:
 def _migrate(settings: Settings) -> list[str]:
     """Tables and topics as this version needs them, and rollups that are new filled from facts; the files applied.
 
-    Refuses to change anything while workers run: a block must find the same tables from its insert to its proof.
+    Refuses to change anything while workers run, and waits for what a killed one has sent: a block must find the same
+    tables from its insert to its proof.
     """
     missing = pending(settings)
     if missing and (present := members(settings)):
@@ -314,6 +315,9 @@ def _migrate(settings: Settings) -> list[str]:
             f"{', '.join(missing)} cannot be applied while workers run: {', '.join(present)}. Stop them (one that was "
             f"killed counts for {settings.session_timeout_s:.0f} s more), migrate, and start those of this version"
         )
+    if missing:
+        # what lands later would go through other views than a try before it, which then has another name
+        wait_until_settled(settings, _say)
     applied = migrate(settings)
     ensure_topics(settings)
     store = Store(settings)

@@ -69,6 +69,26 @@ class Skipped(msgspec.Struct, frozen=True):
     says: str
 
 
+def wait_until_settled(settings: Settings, say: Callable[[str], None]) -> None:
+    """Returns when nothing that a worker of the group has stated can land in the store any more: at once where no block
+    is under way, else after lease and deadline together, at most. `say` hears of the wait. Raises LogUnavailable."""
+    found = asyncio.run(group_offsets(settings, settings.topic_events, range(settings.partitions)))
+    committed = [decode_metadata(*raw) for raw in found.values()]
+    stated = [ours.intent.stated_ms for ours in committed if ours is not None and ours.intent is not None]
+    if stated:
+        _wait(settings, max(stated), say)
+
+
+def _wait(settings: Settings, stated_ms: int | None, say: Callable[[str], None]) -> None:
+    """None: stated nobody knows when."""
+    span_s = settings.lease_s + settings.deadline_s
+    left_s = span_s if stated_ms is None else stated_ms / 1000 + span_s - time.time()
+    if left_s > 0:
+        left_s = min(left_s, span_s)
+        say(f"waiting {left_s:.0f} s, until nothing that a worker stated before can land in the store any more")
+        time.sleep(left_s)
+
+
 class Offsets:
     """Offsets of one topic and group. Methods block, outside of any event loop. Raise BrokerUnavailable,
     LogUnavailable, StoreUnavailable, StoreError."""
@@ -103,7 +123,8 @@ class Offsets:
             raise OffsetsRefused(seen.shown.says)
         if seen.shown.first <= seen.shown.position:
             return Skipped(partition, None, seen.shown.position, "nothing is lost: the log still holds what comes next")
-        self._wait_until_settled(seen.found.intent if seen.found else None, say)
+        intent = seen.found.intent if seen.found else None
+        _wait(self._settings, None if intent is None else intent.stated_ms, say)
         self._must_be_idle()
         return self._skip(seen, reason, told_by)
 
@@ -137,14 +158,6 @@ class Offsets:
         metadata = encode_metadata(shown.epoch, None)
         asyncio.run(move_offsets(self._settings, self._topic, {shown.partition: end}, metadata))
         return Skipped(shown.partition, (start, end) if end > start else None, end, says)
-
-    def _wait_until_settled(self, intent: Intent | None, say: Callable[[str], None]) -> None:
-        span_s = self._settings.lease_s + self._settings.deadline_s
-        left_s = span_s if intent is None else intent.stated_ms / 1000 + span_s - time.time()
-        if left_s > 0:
-            left_s = min(left_s, span_s)
-            say(f"waiting {left_s:.0f} s, until nothing that a worker stated before can land in the store any more")
-            time.sleep(left_s)
 
     def _ledger_says(self, seen: "_Seen") -> int:
         if seen.ledger is not None:

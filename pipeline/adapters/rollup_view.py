@@ -55,15 +55,26 @@ def insert_from(
 def select_over(
     store: _Reader, view_of: str, source: str, *, reads: str = "ingest", parameters: Mapping[str, Any] | None = None
 ) -> tuple[str, str]:
-    """The columns, and the SELECT, of the view `<reads>_to_<view_of>` over `source`; see `insert_from`."""
-    database, select = store.query(
-        "SELECT database, as_select FROM system.tables WHERE database = currentDatabase() AND name = {view:String}",
-        {"view": f"{reads}_to_{view_of}"},
-    ).rows[0]
-    over, replaced = re.subn(
-        rf"\b(`?{re.escape(database)}`?\.)?`?{reads}`?(?=\s|$)", lambda _: f"({source})", select, count=1
-    )
-    if replaced != 1:
-        raise RuntimeError(f"view {reads}_to_{view_of} does not read from {reads}: {select[:200]}")
+    """The columns, and the SELECT, of the view `<reads>_to_<view_of>` over `source`; see `insert_from`.
+
+    Where that view reads from a table `<reads>_…` that keeps no rows and has a view of its own, its SELECT too.
+    """
+    view = f"{reads}_to_{view_of}"
+    over = _over(store, view, reads, source)
+    if over is None:
+        raise RuntimeError(f"view {view} does not read from {reads}, nor from a table that is made of it")
     shown = store.query(f"SELECT * FROM ({over}) LIMIT 0", parameters)  # noqa: S608 - the view's own text
     return ", ".join(f"`{column}`" for column in shown.columns), over
+
+
+def _over(store: _Reader, view: str, reads: str, source: str) -> str | None:
+    """The view's SELECT with `source` in the place of `reads`; None where it reads from elsewhere."""
+    database, select = store.query(
+        "SELECT database, as_select FROM system.tables WHERE database = currentDatabase() AND name = {view:String}",
+        {"view": view},
+    ).rows[0]
+    found = re.search(rf"\b(?:`?{re.escape(database)}`?\.)?`?({re.escape(reads)}(?:_\w+)?)`?(?=\s|$)", select)
+    if found is None:
+        return None
+    inner: str | None = source if found[1] == reads else _over(store, f"{reads}_to_{found[1]}", reads, source)
+    return None if inner is None else f"{select[: found.start()]}({inner}){select[found.end() :]}"
