@@ -70,7 +70,7 @@ from pipeline.key_uses import KeyUses
 from pipeline.logs import configure_logs
 from pipeline.memory import look_for_garbage_rarely
 from pipeline.metrics import AuditMetrics
-from pipeline.migrate import MigrationError, migrate, pending
+from pipeline.migrate import MigrationError, is_new, migrate, pending
 from pipeline.offsets import STOPPED, Offsets, OffsetsRefused, render_offsets, wait_until_settled
 from pipeline.ports import CatalogUnavailable, LogUnavailable, StoreError, StoreUnavailable
 from pipeline.reject import RejectedLine, RejectPosition, ReplayNote, parse_position
@@ -315,7 +315,7 @@ def _migrate(settings: Settings) -> list[str]:
             f"{', '.join(missing)} cannot be applied while workers run: {', '.join(present)}. Stop them (one that was "
             f"killed counts for {settings.session_timeout_s:.0f} s more), migrate, and start those of this version"
         )
-    if missing:
+    if missing and not is_new(missing):
         # what lands later would go through other views than a try before it, which then has another name
         wait_until_settled(settings, _say)
     applied = migrate(settings)

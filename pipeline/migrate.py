@@ -4,6 +4,7 @@ Rules: the numbered files of `sql/` are applied in order, each once; a file is n
 library's checksum tells). The engine family is a parameter: the same files serve the embedded engine and a cluster.
 """
 
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -68,6 +69,11 @@ def pending(settings: Settings) -> list[str]:
                 "files; restore the file as it landed and put the change into a new one"
             )
     return [files[row.version] for row in rows if row.state == "pending"]
+
+
+def is_new(missing: Sequence[str]) -> bool:
+    """Whether a store that lacks these files has none yet."""
+    return len(missing) == len(MigrationStorage(sql_dir()).migration_filenames())
 
 
 def sql_dir() -> Path:

@@ -20,12 +20,13 @@ from pipeline.adapters.kafka import group_offsets, move_offsets
 from pipeline.adapters.kafka_admin import log_bounds, members, topic_id
 from pipeline.block import Committed, Intent, decode_metadata, encode_metadata
 from pipeline.going_on import LedgerAhead, Lost, StoreBehind, from_ledger, going_on, is_gap, out_of_log
-from pipeline.ports import Epoch
+from pipeline.ports import Epoch, LogUnavailable
 from pipeline.settings import Settings
 
 State = Literal["counting", "new", "offsets_lost", "ledger_ahead", "store_behind", "events_deleted", "log_behind"]
 STOPPED: Final = frozenset({"store_behind", "events_deleted", "log_behind"})  # a person has to do something
 _MEMBERS_SHOWN: Final = 5
+_GROUPS_FOUND_S: Final = 30
 
 
 class OffsetsRefused(Exception):  # noqa: N818 - says what is in the way
@@ -72,11 +73,22 @@ class Skipped(msgspec.Struct, frozen=True):
 def wait_until_settled(settings: Settings, say: Callable[[str], None]) -> None:
     """Returns when nothing that a worker of the group has stated can land in the store any more: at once where no block
     is under way, else after lease and deadline together, at most. `say` hears of the wait. Raises LogUnavailable."""
-    found = asyncio.run(group_offsets(settings, settings.topic_events, range(settings.partitions)))
-    committed = [decode_metadata(*raw) for raw in found.values()]
+    committed = [decode_metadata(*raw) for raw in _offsets(settings).values()]
     stated = [ours.intent.stated_ms for ours in committed if ours is not None and ours.intent is not None]
     if stated:
         _wait(settings, max(stated), say)
+
+
+def _offsets(settings: Settings) -> dict[int, tuple[int, str]]:
+    """The group's; a broker that has just started finds its groups after some seconds."""
+    deadline = time.monotonic() + _GROUPS_FOUND_S
+    while True:
+        try:
+            return asyncio.run(group_offsets(settings, settings.topic_events, range(settings.partitions)))
+        except LogUnavailable:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
 
 
 def _wait(settings: Settings, stated_ms: int | None, say: Callable[[str], None]) -> None:

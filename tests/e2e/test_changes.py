@@ -1,12 +1,14 @@
 """What changes under way: a mapping over a block, partitions of the topic, the store's tables. Each is safe, or refused
 with the way on. A worker, topics, a group and a database of the test's own, on the session's broker and engine."""
 
+import asyncio
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -21,7 +23,9 @@ from waiting import until
 import tally
 from pipeline import migrate as migrations
 from pipeline.adapters.clickhouse import Store
+from pipeline.adapters.kafka import move_offsets
 from pipeline.adapters.kafka_admin import members
+from pipeline.block import RULES, Intent, encode_metadata
 from pipeline.local.port import choose
 from pipeline.migrate import MigrationError, sql_dir
 from pipeline.settings import Settings
@@ -233,3 +237,27 @@ def test_the_store_is_not_migrated_under_running_workers(
     told = own.start()
     assert own.ended() != 0
     assert "the store was migrated by other files" in told()
+
+
+def test_the_store_is_migrated_once_nothing_that_a_killed_worker_sent_can_land(
+    own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A block is stated: `tally migrate` says so and waits for lease and deadline."""
+    own.send(*range(10))
+    own.start()
+    own.counted(10)
+    own.stop()
+    until(lambda: not members(own.settings), why="the group is empty")
+    settings = own.settings.model_copy(update={"lease_s": 2.0, "deadline_s": 3.0})
+    stated_ms = int(time.time() * 1000)
+    stated = encode_metadata(0, Intent(0, 3, 5, 2, 0, 0, RULES, stated_ms))
+    asyncio.run(move_offsets(settings, settings.topic_events, {0: 3}, stated))
+    newer = tmp_path / "sql"
+    shutil.copytree(sql_dir(), newer)
+    (newer / "9999_later.sql").write_text(
+        "CREATE TABLE later (n UInt8 COMMENT 'n') ENGINE = MergeTree ORDER BY n COMMENT 'later';\n"
+    )
+    monkeypatch.setattr(migrations, "sql_dir", lambda: newer)
+    assert tally._migrate(settings) == ["9999_later.sql"]
+    assert "until nothing that a worker stated before can land" in capsys.readouterr().err
+    assert time.time() * 1000 >= stated_ms + 5000
