@@ -1,7 +1,7 @@
--- What costs the store least of a block's aggregates. The four rollups without customers are made of one table of
--- shapes instead of four passes over all rows, and views that keep little of a block filter it before they unfold it.
--- The names of these views stay, and with them their tokens; but the four now have another way for tokens, so
--- `tally migrate` applies this file only while no block is under way.
+-- What costs the store least of a block's aggregates: the four rollups without customers are made of one table of
+-- shapes instead of four passes over all rows, and usage by customer is added up before features are unfolded. The
+-- views keep their names, which tokens go by; those of the four are reached another way now, which makes other tokens,
+-- so `tally migrate` first waits for what is under way.
 
 -- One row for each combination of event name, features and dimension values and quarter of an hour of a block: what an
 -- account has of these is little, however many customers it has. Keeps no rows.
@@ -41,56 +41,36 @@ DROP VIEW IF EXISTS ingest_to_events_dimension_15m;
 
 DROP VIEW IF EXISTS ingest_to_usage_client_day;
 
-DROP VIEW IF EXISTS ingest_to_usage_client_edge_15m;
-
-DROP VIEW IF EXISTS ingest_to_usage_uniques_client_day;
-
 CREATE MATERIALIZED VIEW IF NOT EXISTS ingest_to_ingest_shapes_15m TO ingest_shapes_15m AS
 SELECT
     account,
     event_name,
-    bucket,
-    features,
-    revs,
-    dimensions,
-    dimension_revs,
-    texts,
-    is_numbers,
+    toDateTime(toStartOfFifteenMinutes(timestamp), 'UTC') AS bucket,
+    meters.feature AS features,
+    meters.rev AS revs,
+    dims.name AS dimensions,
+    dims.rev AS dimension_revs,
+    dims.text AS texts,
+    dims.is_number AS is_numbers,
     toInt64(count()) AS number,
-    sum(toDecimal256(event_value, 9)) AS value_sum,
-    min(event_value) AS value_min,
-    max(event_value) AS value_max,
-    sumForEach(CAST(quantities, 'Array(Decimal(76, 9))')) AS quantity_sums,
-    minForEach(quantities) AS quantity_mins,
-    maxForEach(quantities) AS quantity_maxs,
-    argMaxStateForEach(quantities, arrayMap(quantity -> moment, quantities)) AS latests,
-    sumForEach(CAST(numbers, 'Array(Decimal(76, 9))')) AS dimension_sums,
-    minForEach(numbers) AS dimension_mins,
-    maxForEach(numbers) AS dimension_maxs
-FROM
-(
-    SELECT
-        account,
-        event_name,
-        toDateTime(toStartOfFifteenMinutes(timestamp), 'UTC') AS bucket,
-        value AS event_value,
-        meters.feature AS features,
-        meters.rev AS revs,
-        meters.quantity AS quantities,
-        dims.name AS dimensions,
-        dims.rev AS dimension_revs,
-        dims.text AS texts,
-        dims.is_number AS is_numbers,
-        dims.number AS numbers,
+    sum(toDecimal256(value, 9)) AS value_sum,
+    min(value) AS value_min,
+    max(value) AS value_max,
+    sumForEach(CAST(meters.quantity, 'Array(Decimal(76, 9))')) AS quantity_sums,
+    minForEach(meters.quantity) AS quantity_mins,
+    maxForEach(meters.quantity) AS quantity_maxs,
+    argMaxStateForEach(meters.quantity, arrayWithConstant(length(meters.quantity),
         bitShiftLeft(toUInt256(toUnixTimestamp64Micro(timestamp)), 202)
             + bitShiftLeft(toUInt256(toUnixTimestamp64Milli(append_time)), 160)
             + bitShiftLeft(toUInt256(epoch), 128)
             + bitShiftLeft(toUInt256(`partition`), 96)
             + bitShiftLeft(toUInt256(`offset`), 32)
-            + line AS moment
-    FROM ingest
-    WHERE kind = 'delta'
-)
+            + line)) AS latests,
+    sumForEach(CAST(dims.number, 'Array(Decimal(76, 9))')) AS dimension_sums,
+    minForEach(dims.number) AS dimension_mins,
+    maxForEach(dims.number) AS dimension_maxs
+FROM ingest
+WHERE kind = 'delta'
 GROUP BY
     account,
     event_name,
@@ -254,33 +234,22 @@ FROM
         account,
         client_id,
         entity_id,
-        day,
-        features,
-        revs,
+        toDate(timestamp) AS day,
+        meters.feature AS features,
+        meters.rev AS revs,
         toInt64(count()) AS number,
-        sumForEach(CAST(quantities, 'Array(Decimal(76, 9))')) AS totals,
-        minForEach(quantities) AS mins,
-        maxForEach(quantities) AS maxs,
-        argMaxStateForEach(quantities, arrayMap(quantity -> moment, quantities)) AS latests
-    FROM
-    (
-        SELECT
-            account,
-            client_id,
-            entity_id,
-            toDate(timestamp) AS day,
-            meters.feature AS features,
-            meters.rev AS revs,
-            meters.quantity AS quantities,
+        sumForEach(CAST(meters.quantity, 'Array(Decimal(76, 9))')) AS totals,
+        minForEach(meters.quantity) AS mins,
+        maxForEach(meters.quantity) AS maxs,
+        argMaxStateForEach(meters.quantity, arrayWithConstant(length(meters.quantity),
             bitShiftLeft(toUInt256(toUnixTimestamp64Micro(timestamp)), 202)
                 + bitShiftLeft(toUInt256(toUnixTimestamp64Milli(append_time)), 160)
                 + bitShiftLeft(toUInt256(epoch), 128)
                 + bitShiftLeft(toUInt256(`partition`), 96)
                 + bitShiftLeft(toUInt256(`offset`), 32)
-                + line AS moment
-        FROM ingest
-        WHERE kind = 'delta'
-    )
+                + line)) AS latests
+    FROM ingest
+    WHERE kind = 'delta'
     GROUP BY
         account,
         client_id,
@@ -297,80 +266,3 @@ ARRAY JOIN
     maxs AS max_value,
     latests AS latest
 COMMENT 'Carries each block to usage_client_day';
-
-CREATE MATERIALIZED VIEW IF NOT EXISTS ingest_to_usage_client_edge_15m TO usage_client_edge_15m AS
-SELECT
-    account,
-    feature,
-    rev,
-    toDateTime(toStartOfFifteenMinutes(timestamp), 'UTC') AS bucket,
-    client_id,
-    entity_id,
-    toInt64(count()) AS events,
-    sum(toDecimal256(quantity, 9)) AS total,
-    min(quantity) AS min_value,
-    max(quantity) AS max_value,
-    toUInt64(0) AS withdrawn
-FROM
-(
-    SELECT
-        account,
-        client_id,
-        entity_id,
-        timestamp,
-        meters.feature AS features,
-        meters.rev AS revs,
-        meters.quantity AS quantities
-    FROM ingest
-    WHERE kind = 'delta' AND (account = '' OR toYYYYMM(timestamp + INTERVAL 14 HOUR) != toYYYYMM(timestamp - INTERVAL 12 HOUR))
-)
-ARRAY JOIN
-    features AS feature,
-    revs AS rev,
-    quantities AS quantity
-GROUP BY
-    account,
-    feature,
-    rev,
-    bucket,
-    client_id,
-    entity_id
-COMMENT 'Carries each block to usage_client_edge_15m';
-
-CREATE MATERIALIZED VIEW IF NOT EXISTS ingest_to_usage_uniques_client_day TO usage_uniques_client_day AS
-SELECT
-    account,
-    feature,
-    rev,
-    client_id,
-    entity_id,
-    toDate(timestamp) AS day,
-    distinct_hash,
-    toInt64(count()) AS events
-FROM
-(
-    SELECT
-        account,
-        client_id,
-        entity_id,
-        timestamp,
-        meters.feature AS features,
-        meters.rev AS revs,
-        meters.distinct_hash AS hashes
-    FROM ingest
-    WHERE kind = 'delta' AND arrayExists(hash -> hash != 0, meters.distinct_hash)
-)
-ARRAY JOIN
-    features AS feature,
-    revs AS rev,
-    hashes AS distinct_hash
-WHERE distinct_hash != 0
-GROUP BY
-    account,
-    feature,
-    rev,
-    client_id,
-    entity_id,
-    day,
-    distinct_hash
-COMMENT 'Carries each block to usage_uniques_client_day';

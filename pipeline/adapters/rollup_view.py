@@ -59,22 +59,20 @@ def select_over(
 
     Where that view reads from a table `<reads>_…` that keeps no rows and has a view of its own, its SELECT too.
     """
-    view = f"{reads}_to_{view_of}"
-    over = _over(store, view, reads, source)
-    if over is None:
-        raise RuntimeError(f"view {view} does not read from {reads}, nor from a table that is made of it")
+    over = _over(store, f"{reads}_to_{view_of}", reads, source)
     shown = store.query(f"SELECT * FROM ({over}) LIMIT 0", parameters)  # noqa: S608 - the view's own text
     return ", ".join(f"`{column}`" for column in shown.columns), over
 
 
-def _over(store: _Reader, view: str, reads: str, source: str) -> str | None:
-    """The view's SELECT with `source` in the place of `reads`; None where it reads from elsewhere."""
-    database, select = store.query(
+def _over(store: _Reader, view: str, reads: str, source: str) -> str:
+    """The view's SELECT with `source` in the place of `reads`."""
+    rows = store.query(
         "SELECT database, as_select FROM system.tables WHERE database = currentDatabase() AND name = {view:String}",
         {"view": view},
-    ).rows[0]
+    ).rows
+    database, select = rows[0] if rows else ("", "there is no such view")
     found = re.search(rf"\b(?:`?{re.escape(database)}`?\.)?`?({re.escape(reads)}(?:_\w+)?)`?(?=\s|$)", select)
     if found is None:
-        return None
-    inner: str | None = source if found[1] == reads else _over(store, f"{reads}_to_{found[1]}", reads, source)
-    return None if inner is None else f"{select[: found.start()]}({inner}){select[found.end() :]}"
+        raise RuntimeError(f"view {view} does not read from {reads}, nor from what is made of it: {select[:200]}")
+    inner = source if found[1] == reads else _over(store, f"{reads}_to_{found[1]}", reads, source)
+    return f"{select[: found.start()]}({inner}){select[found.end() :]}"

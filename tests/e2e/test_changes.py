@@ -215,6 +215,16 @@ def _grow(own: Own, topic: str) -> None:
     client.create_partitions([NewPartitions(topic, 3)])[topic].result(30)
 
 
+def _with_a_later_file(folder: Path) -> Path:
+    """The migrations and one more, 9999_later.sql."""
+    newer = folder / "sql"
+    shutil.copytree(sql_dir(), newer)
+    (newer / "9999_later.sql").write_text(
+        "CREATE TABLE later (n UInt8 COMMENT 'n') ENGINE = MergeTree ORDER BY n COMMENT 'later';\n"
+    )
+    return newer
+
+
 def test_the_store_is_not_migrated_under_running_workers(
     own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,11 +232,7 @@ def test_the_store_is_not_migrated_under_running_workers(
     own.send(*range(10))
     own.start()
     own.counted(10)
-    newer = tmp_path / "sql"
-    shutil.copytree(sql_dir(), newer)
-    (newer / "9999_later.sql").write_text(
-        "CREATE TABLE later (n UInt8 COMMENT 'n') ENGINE = MergeTree ORDER BY n COMMENT 'later';\n"
-    )
+    newer = _with_a_later_file(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(migrations, "sql_dir", lambda: newer)
         with pytest.raises(MigrationError, match=r"9999_later.sql cannot be applied while workers run: .*Stop them"):
@@ -252,11 +258,7 @@ def test_the_store_is_migrated_once_nothing_that_a_killed_worker_sent_can_land(
     stated_ms = int(time.time() * 1000)
     stated = encode_metadata(0, Intent(0, 3, 5, 2, 0, 0, RULES, stated_ms))
     asyncio.run(move_offsets(settings, settings.topic_events, {0: 3}, stated))
-    newer = tmp_path / "sql"
-    shutil.copytree(sql_dir(), newer)
-    (newer / "9999_later.sql").write_text(
-        "CREATE TABLE later (n UInt8 COMMENT 'n') ENGINE = MergeTree ORDER BY n COMMENT 'later';\n"
-    )
+    newer = _with_a_later_file(tmp_path)
     monkeypatch.setattr(migrations, "sql_dir", lambda: newer)
     assert tally._migrate(settings) == ["9999_later.sql"]
     assert "until nothing that a worker stated before can land" in capsys.readouterr().err

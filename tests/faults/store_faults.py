@@ -1,6 +1,7 @@
 """Faults of the store itself: a view that fails for a while, a store that is put back to an older state, away long."""
 
 import random
+import re
 import shutil
 import time
 from typing import Final
@@ -52,7 +53,7 @@ def _view_throws(cluster: Cluster, draw: random.Random) -> None:
     table = draw.choice(_ROLLUPS[1:])
     sql = f"SELECT as_select FROM system.tables WHERE database = 'tally' AND name = 'ingest_to_{table}' FORMAT RawBLOB"
     select = _ask(cluster, sql).strip()
-    broken = select.replace("FROM tally.ingest", "FROM (SELECT * FROM tally.ingest WHERE throwIf(1) = 0)", 1)
+    broken = re.sub(r"FROM (tally\.ingest\w*)", r"FROM (SELECT * FROM \1 WHERE throwIf(1) = 0)", select, count=1)
     if broken == select:
         raise NotStruck(f"the view of {table} does not read from ingest: {select[:200]}")
     _ask(cluster, f"ALTER TABLE tally.ingest_to_{table} MODIFY QUERY {broken}")
