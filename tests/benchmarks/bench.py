@@ -15,8 +15,8 @@ one core, broker and engine on the other.
 Then the worker alone: how its rate and memory hold as its table, partitions and disorder grow (bench_growth.py), and
 how long an event takes from the HTTP answer to being countable (bench_latency.py).
 
-Slow competitors get the first part of the events (a twenty-fifth, a fifth) and Flink three times as many, so that each
-runs for some seconds at its own rate.
+Slow competitors get the first part of the events (a twenty-fifth, a fifth), worker and Flink three times as many, so
+that each runs for some seconds at its own rate.
 `--record` puts the results into tests/benchmarks/results, from where bench_report.py makes the README's table and plot.
 """
 
@@ -207,7 +207,8 @@ def door(name: str, many: int, load: Callable[[Place, int], Load]) -> Competitor
 _flink_checked: dict[str, str] = {}
 _SHARES: Final = {"faust": 1 / 25, "quix": 1 / 5, "plain": 1 / 5}
 COMPETITORS: Final = (
-    Competitor("worker", 1, worker),
+    # at its rate a million events are a few blocks a partition, of which the first and the last ones are not alike
+    Competitor("worker", 3, worker),
     Competitor("faust", _SHARES["faust"], faust),
     peer("quix", "quix.py", lambda: environment("quix", QUIX, _console.print)),
     # its JSON format takes one event a record; compiling as it goes, it needs more events to come to its rate
