@@ -13,6 +13,8 @@ import pytest
 from running_stack import RunningStack, Tenant
 from waiting import counted, until, usage
 
+from pipeline.adapters.kafka_admin import log_bounds
+
 _WINDOW = {"start": "2025-01-01T00:00:00Z", "end": "2026-01-01T00:00:00Z"}
 _EVENTS = 20_000
 
@@ -40,18 +42,14 @@ def _kill(stack: RunningStack, part: str) -> None:
             continue
 
 
-def _has_reached_kafka(stack: RunningStack, sender: "subprocess.Popen[str]") -> bool:
-    """Whether the sender is connected, or has ended."""
-    port = int(stack.kafka.rpartition(":")[2])
-    try:
-        connections = psutil.Process(sender.pid).net_connections("tcp")
-    except psutil.Error:
-        return True
-    return any(one.raddr and one.raddr.port == port and one.status == psutil.CONN_ESTABLISHED for one in connections)
+def _records(stack: RunningStack) -> int:
+    """How many the log has."""
+    settings = stack.settings
+    return sum(end for _, end in log_bounds(settings, settings.topic_events, range(settings.partitions)).values())
 
 
-def _load(stack: RunningStack, tenant: Tenant, seed: int) -> tuple["subprocess.Popen[str]", Callable[[], None]]:
-    """Sends in the background; call the function to wait for its end."""
+def _load(stack: RunningStack, tenant: Tenant, seed: int) -> Callable[[], None]:
+    """Sends in the background; call the result to wait for its end."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tally", "send", "-", "--account", tenant.account],
         cwd=stack.home,
@@ -69,7 +67,7 @@ def _load(stack: RunningStack, tenant: Tenant, seed: int) -> tuple["subprocess.P
         feeding.join()
         assert process.returncode == 0, told
 
-    return process, join
+    return join
 
 
 @pytest.mark.parametrize("victim", ["worker", "clickhouse", "kafka"])
@@ -77,9 +75,10 @@ def test_a_part_killed_during_the_load_changes_no_number(stack: RunningStack, te
     """Killed three times while events come in and once after; the stack starts it again by itself."""
     seed = hash(victim) % 1000
     restarts = stack.part(victim)["restarts"]
-    sender, join = _load(stack, tenant, seed)
-    # one that starts anew looks for Kafka only now and then, and might meet each of its absences
-    until(lambda: _has_reached_kafka(stack, sender), why="the sender has reached Kafka")
+    before = _records(stack)
+    join = _load(stack, tenant, seed)
+    # one that has not begun looks for Kafka only now and then, and might meet each of its absences
+    until(lambda: _records(stack) > before, why="the load has begun")
     for done in range(1, 4):
         _kill(stack, victim)
         until(
@@ -99,8 +98,7 @@ def test_a_part_killed_during_the_load_changes_no_number(stack: RunningStack, te
 def test_a_sender_that_starts_while_kafka_is_away_waits_for_it(stack: RunningStack, tenant: Tenant) -> None:
     restarts = stack.part("kafka")["restarts"]
     _kill(stack, "kafka")
-    _, join = _load(stack, tenant, seed=77)
-    join()
+    _load(stack, tenant, seed=77)()
     until(lambda: stack.part("kafka")["restarts"] > restarts, why="kafka is back")
     counted(stack, tenant)
     assert usage(stack, tenant, event_name="load", **_WINDOW)["data"][0]["events"] == _EVENTS
