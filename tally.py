@@ -454,7 +454,7 @@ def make_api() -> "Litestar":
     )
 
     uses = KeyUses(store, _now_us)
-    inspector = Inspector(store, reader.progress, topic=settings.topic_events)
+    inspector = Inspector(store, reader.complete, topic=settings.topic_events)
     tails = Tails(lambda chosen, token: Tail(store, chosen, topic=settings.topic_events, token=token))
 
     @asynccontextmanager

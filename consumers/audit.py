@@ -36,7 +36,7 @@ from consumers.audit_sql import (
     rollup_differences,
     settled_until,
 )
-from consumers.usage_reader import Reader
+from consumers.store import Reader
 from consumers.windows import Period
 
 _R = TypeVar("_R")

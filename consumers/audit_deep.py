@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from consumers.audit import FINDINGS_MAX, PAUSES_S, SETTINGS, Finding
 from consumers.audit_sql import PROGRESS, VERDICTS
-from consumers.usage_reader import Reader
+from consumers.store import Reader
 from pipeline.block import Line, LogRecord, Place, Position, Sighting, Verdict, pack_sighting, unpack_sighting
 from pipeline.ports import LogReader, Record
 from pipeline.stages.build import RULE_SETS, finish_block, read_lines

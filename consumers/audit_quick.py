@@ -20,7 +20,7 @@ import msgspec
 
 from consumers.audit import PAUSES_S, SETTINGS, Finding
 from consumers.audit_sql import PROGRESS, VERDICTS, settled, settled_until
-from consumers.usage_reader import Reader
+from consumers.store import Reader
 from pipeline.adapters.rollup_view import MARKED
 from pipeline.stages.sink import MARK_ACCOUNT, mark_name
 

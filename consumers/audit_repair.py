@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from consumers.audit import ALL_TIME, SETTINGS, SLICE_ROWS, Auditor, AuditReport
 from consumers.audit_sql import PROGRESS, settled, settled_until
-from consumers.usage_reader import Reader
+from consumers.store import Reader
 from consumers.windows import Period
 from pipeline.adapters.rollup_view import MARKED, insert_from
 from pipeline.stages.sink import MARK_ACCOUNT, mark_name

@@ -19,7 +19,7 @@ import structlog
 from consumers.audit import Auditor, Finding
 from consumers.audit_quick import QuickAuditor, State, TooMuchIsNew
 from consumers.audit_sql import VERDICTS
-from consumers.usage_reader import Reader
+from consumers.store import Reader
 from pipeline.ports import StoreError, StoreUnavailable
 
 log = structlog.get_logger(__name__)

@@ -12,12 +12,12 @@ import base64
 import binascii
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from typing import Any, Final, Literal
 
 import msgspec
 from xxhash import xxh3_64_intdigest
 
+from consumers.completeness import Complete
 from consumers.inspected import (
     FACT_COLUMNS,
     REFUSED_COLUMNS,
@@ -29,9 +29,9 @@ from consumers.inspected import (
     line_conditions,
     refused_line,
 )
+from consumers.store import Reader
 from consumers.usage import UsageError
 from consumers.usage_params import instant_from
-from consumers.usage_reader import Reader
 
 LimitedBy = Literal["append_time", "timestamp"]
 PERIOD: Final = timedelta(days=1)  # before `end`, or before now, where no start is given
@@ -42,8 +42,6 @@ _SETTINGS: Final = {"max_execution_time": 30, "max_memory_usage": 1 << 30}
 _SLACK_S: Final = 60  # between the clocks of broker and store
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-
-Progress = Callable[[], tuple[datetime | None, Decimal | None]]
 
 
 class After(msgspec.Struct, frozen=True, array_like=True, order=True):
@@ -81,16 +79,16 @@ class LinePage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Inspector:
-    """Answers queries for lines. `progress`: until when everything is counted, and how far that is behind."""
+    """Answers queries for lines. `complete`: until when everything is counted."""
 
-    def __init__(self, store: Reader, progress: Progress, *, topic: str) -> None:
+    def __init__(self, store: Reader, complete: Callable[[], Complete], *, topic: str) -> None:
         self._store = store
-        self._progress = progress
+        self._complete = complete
         self._topic = topic
 
     def page(self, query: LineQuery) -> LinePage:
         """One page, the newest first. Raises what the store raises. Blocks."""
-        complete_until, _ = self._progress()  # before the lines, so that it promises no more than they hold
+        complete_until = self._complete().until  # before the lines, so that it promises no more than they hold
         period, window, bounds = _window(query)
         conditions, texts = line_conditions(query.chosen)
         chosen = query.chosen.verdicts

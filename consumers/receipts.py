@@ -15,8 +15,8 @@ from typing import Any, Final, Literal, Protocol, cast
 
 import msgspec
 
+from consumers.store import Reader
 from consumers.usage import decimal_text
-from consumers.usage_reader import Reader
 from consumers.windows import Period, beside_month_end
 from pipeline.event import ID_CHARS_MAX, id_hash, partition_of, readable_transaction_id
 from pipeline.ports import Record

@@ -32,7 +32,7 @@ from consumers.inspected import (
     line_conditions,
     refused_line,
 )
-from consumers.usage_reader import Reader
+from consumers.store import Reader
 from pipeline.block import GAP_RULES
 from pipeline.stages.sink import MARK_ACCOUNT, mark_name
 

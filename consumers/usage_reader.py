@@ -1,15 +1,17 @@
 """Asks the store for usage.
 
-Rules: how far the workers are is read before the numbers, so that `complete_until` never promises more than they
-hold. Calls block; the store is a port, so that whoever wires the process decides which one.
+Rules: until when an answer is complete is known before the numbers are read, so that it never promises more than they
+hold. Calls block.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, date, datetime
-from decimal import Decimal
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
+from consumers.completeness import Completeness
+from consumers.store import Reader
 from consumers.usage import Aggregation, UsageError, UsageQuery, UsageResult, UsageRow, value_of, zone_of
 from consumers.usage_plan import FAMILIES, Family, make_plan
 from consumers.usage_sql import ROWS_MAX, Statement, build
@@ -17,13 +19,6 @@ from consumers.windows import Period, window_from_date, window_from_start
 
 _READ_SETTINGS: Final = {"max_execution_time": 60, "max_bytes_before_external_group_by": 1 << 30}
 _BESIDE_MAX: Final = 4  # questions for corrections at once, beside those for numbers
-_PROGRESS: Final = """SELECT
-    count() AS partitions,
-    min(complete_until) AS complete,
-    toDecimal64(toUnixTimestamp64Milli(now64(3)) - toUnixTimestamp64Milli(complete), 3) / 1000 AS lag_s
-FROM progress
-FINAL
-WHERE topic = {topic:String}"""
 _AGGREGATIONS: Final = """SELECT
     id,
     toString(argMax(aggregation, rev)) AS latest
@@ -48,34 +43,15 @@ FROM
 )"""
 
 
-class Rows(Protocol):
-    """What a query gives: one tuple a row."""
-
-    @property
-    def columns(self) -> Sequence[str]: ...
-
-    @property
-    def rows(self) -> Sequence[tuple[Any, ...]]: ...
-
-
-class Reader(Protocol):
-    """The store, as far as reading goes."""
-
-    def query(
-        self, sql: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
-    ) -> Rows:
-        """Run a SELECT with server-side parameters. Blocks."""
-
-
 class UsageReader:
     """Answers usage queries. `partitions`: of the events topic; all must have reported for `complete_until`."""
 
     def __init__(self, store: Reader, *, topic: str, partitions: int) -> None:
         self._store = store
-        self._topic = topic
-        self._partitions = partitions
+        self.complete = Completeness(store, topic=topic, partitions=partitions)
         self._projections: frozenset[str] | None = None
         self._corrected: set[str] = set()  # accounts that were seen to have corrections, which never go away
+        self._uncorrected: dict[str, float] = {}  # accounts that had none, and when that was asked
         self._beside = ThreadPoolExecutor(_BESIDE_MAX, "usage-corrections")
 
     def usage(self, query: UsageQuery, aggregations: Mapping[str, Aggregation] | None = None) -> UsageResult:
@@ -84,7 +60,7 @@ class UsageReader:
         `aggregations`: of the account's features, read from the catalog's mirror unless given. Raises UsageError and
         what the store raises. Blocks.
         """
-        complete_until, lag_s = self.progress()
+        complete = self.complete()
         chosen = self._chosen(query, aggregations)
         if query.top is not None and any(a not in ("sum", "count") for _, a in chosen):
             raise UsageError("top", "exclusive", f"groups are compared by sum or count, not by {chosen[0][1]}")
@@ -93,27 +69,35 @@ class UsageReader:
         tables: list[str] = []
         for family in dict.fromkeys(FAMILIES[a] for _, a in chosen):
             members = {f: a for f, a in chosen if FAMILIES[a] == family}
-            statement, answered = self._asked(query, family, members, withdrawn=withdrawn)
+            statement, answered = self._asked(query, family, members, complete.asked_s, withdrawn=withdrawn)
             if len(rows) + len(answered) > ROWS_MAX:
                 raise UsageError("group_by", "too_large", f"more than {ROWS_MAX} rows: ask for less at once")
             rows.extend(_rows(query, statement.columns, answered, members))
             tables.extend(statement.read_from)
         if query.top is None:  # else they come by rank
             rows.sort(key=lambda row: (row.start, *row.group.values()))
-        return UsageResult(query, tuple(rows), complete_until, lag_s, tuple(dict.fromkeys(tables)))
+        return UsageResult(query, tuple(rows), complete.until, complete.lag_s, tuple(dict.fromkeys(tables)))
 
     def _asked(
-        self, query: UsageQuery, family: Family, members: Mapping[str | None, Aggregation], *, withdrawn: bool
+        self,
+        query: UsageQuery,
+        family: Family,
+        members: Mapping[str | None, Aggregation],
+        complete_s: float,
+        *,
+        withdrawn: bool,
     ) -> tuple[Statement, list[tuple[Any, ...]]]:
-        """The statement of one family and the rows of its answer.
+        """The statement of one family and the rows of its answer. `complete_s`: when it was asked until when they are
+        complete.
 
         Where nothing is known of corrections, facts alone are asked, and with them or at the same time whether there
-        are any: both after how far the workers are. To plan a statement over corrections too takes longer than the
-        whole question.
+        are any, unless that was asked since `complete_s`: what was corrected later is not promised. To plan a statement
+        over corrections too takes longer than the whole question.
         """
         projections = self._known_projections() if query.dimensions or query.customer is not None else frozenset()
+        account = query.account
 
-        def made(*, corrected: bool) -> Statement:
+        def made(*, corrected: bool | None) -> Statement:
             return build(
                 query,
                 family,
@@ -125,18 +109,22 @@ class UsageReader:
             )
 
         plan = make_plan(query, family, withdrawn=withdrawn, projections=projections)
-        if not withdrawn and query.account not in self._corrected and plan.reads_events:
-            statement = made(corrected=False)
-            answer, corrected = self._answer_and_corrected(statement, query.account)
+        if not withdrawn and account not in self._corrected and plan.reads_events:
+            if self._uncorrected.get(account, 0.0) > complete_s:
+                statement = made(corrected=False)
+                return statement, statement.rows(self._answer(statement))
+            asked_s, statement = time.monotonic(), made(corrected=None)
+            answer, corrected = self._answer_and_corrected(statement, account)
             if not corrected:
+                self._uncorrected[account] = asked_s
                 return statement, statement.rows(answer)
-            self._corrected.add(query.account)
+            self._corrected.add(account)
         statement = made(corrected=True)
         return statement, statement.rows(self._answer(statement))
 
     def _answer_and_corrected(self, statement: Statement, account: str) -> tuple[Sequence[tuple[Any, ...]], bool]:
         """The store's answer and whether the account has corrections: told by the answer, or by another one beside."""
-        if statement.sets:
+        if statement.tells:
             answer = self._answer(statement)
             told = statement.corrected(answer)
             return answer, self._has_corrections(account) if told is None else told
@@ -152,14 +140,6 @@ class UsageReader:
         if len(answer) > ROWS_MAX:
             raise UsageError("group_by", "too_large", f"more than {ROWS_MAX} rows: ask for less at once")
         return answer
-
-    def progress(self) -> tuple[datetime | None, Decimal | None]:
-        """Until when everything acknowledged is counted, and how many seconds that is behind. Blocks."""
-        answer = self._store.query(_PROGRESS, {"topic": self._topic})
-        partitions, complete_until, lag_s = answer.rows[0]
-        if partitions < self._partitions:
-            return None, None
-        return complete_until, max(Decimal(0), Decimal(lag_s))
 
     def _chosen(
         self, query: UsageQuery, aggregations: Mapping[str, Aggregation] | None

@@ -54,7 +54,7 @@ _SHAPES_FEATURES: Final = "CAST(`meters.feature`, 'Array(LowCardinality(String))
 _SHAPES_NAMES: Final = "CAST(`dims.name`, 'Array(LowCardinality(String))')"
 _SHAPES_TEXTS: Final = "CAST(`dims.text`, 'Array(LowCardinality(String))')"
 # And one (sql/optional/usage_customer_15m.sql) of a customer's quarters of an hour.
-_QUARTERS_CELL: Final = "toDateTime(toStartOfFifteenMinutes(timestamp), 'UTC')"
+_QUARTERS_CELL: Final = "toStartOfFifteenMinutes(timestamp)"
 _CELL_SUMS: Final = "sumForEach(CAST(`meters.quantity`, 'Array(Decimal(76, 9))'))"
 _WHOLE_ROW: Final = (
     "client_id",
@@ -76,15 +76,22 @@ _WHOLE_ROW: Final = (
     "`offset`",
     "line",
 )
+# What an answer is made of, and what branches call it.
 _STATES: Final[dict[Family, tuple[str, ...]]] = {
-    "sums": ("sum(n) AS events", "sum(quantity_sum) AS total"),
-    "extremes": (
-        "sum(n) AS events",
-        "min(quantity_min) AS smallest",
-        "max(quantity_max) AS largest",
-    ),
-    "latest": ("sum(n) AS events", "argMaxMerge(quantity_latest) AS latest"),
-    "uniques": ("sum(n) AS events", "countIf(n > 0) AS uniques"),
+    "sums": ("sum({n}) AS events", "sum({quantity_sum}) AS total"),
+    "extremes": ("sum({n}) AS events", "min({quantity_min}) AS smallest", "max({quantity_max}) AS largest"),
+    "latest": ("sum({n}) AS events", "argMaxMerge({quantity_latest}) AS latest"),
+    "uniques": ("sum({n}) AS events", "countIf({n} > 0) AS uniques"),
+}
+_BRANCH_STATES: Final = {
+    name: name for name in ("n", "quantity_sum", "quantity_min", "quantity_max", "quantity_latest")
+}
+
+# The columns of rollups that hold it. Distinct values have to be put together first, on a level of their own.
+_ROLLUP_STATES: Final[dict[Family, dict[str, str]]] = {
+    "sums": {"n": "events", "quantity_sum": "total"},
+    "extremes": {"n": "events", "quantity_min": "min_value", "quantity_max": "max_value"},
+    "latest": {"n": "events", "quantity_latest": "latest"},
 }
 
 
@@ -95,9 +102,9 @@ _CORRECTED: Final = "EXISTS(SELECT 1 FROM corrections WHERE account = {account:S
 # most of them are wanted.
 _PROJECTION_SETTINGS: Final = {"optimize_use_implicit_projections": 0, "optimize_move_to_prewhere": 0}
 
-# What one customer's answer reads is sooner read than handed to other threads, and whole than by conditions in turn.
-_ONE_THREAD: Final = {"max_threads": 1, "max_threads_for_indexes": 1}
-_FEW_ROWS: Final = {**_ONE_THREAD, "optimize_move_to_prewhere": 0}
+# What one customer's answer reads is a few rows of each part: two threads open parts side by side, more wait for each
+# other, and one thread sooner finds the marks. Rows are sooner read whole than by conditions in turn.
+_FEW_ROWS: Final = {"max_threads": 2, "max_threads_for_indexes": 1, "optimize_move_to_prewhere": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,7 @@ class Statement:
     columns: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     sets: bool = False
+    tells: bool = False
 
     def rows(self, answered: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """The store's answer as rows of `columns`: where it is by `sets` of features, their totals put together."""
@@ -117,7 +125,8 @@ class Statement:
             return list(answered)
         wanted, by_feature = set(self.parameters["features"]), "feature" in self.columns
         sums: dict[tuple[Any, ...], tuple[int, Decimal]] = {}
-        for *keys, features, events, totals, _ in answered:
+        plain = (row[:-1] for row in answered) if self.tells else answered
+        for *keys, features, events, totals in plain:
             for feature, total in zip(features, totals, strict=True):
                 if feature in wanted:
                     key = (*keys, feature) if by_feature else tuple(keys)
@@ -126,8 +135,8 @@ class Statement:
         return [(*key, *sums[key]) for key in sorted(sums)]
 
     def corrected(self, answered: Sequence[tuple[Any, ...]]) -> bool | None:
-        """Whether the account has corrections, which an answer by `sets` tells unless it is empty; else None."""
-        return bool(answered[0][-1]) if self.sets and answered else None
+        """Whether the account has corrections, where the answer `tells` it, which an empty one does not; else None."""
+        return bool(answered[0][-1]) if self.tells and answered else None
 
 
 def build(
@@ -137,30 +146,38 @@ def build(
     *,
     withdrawn: bool = False,
     projections: Collection[str] = (),
-    corrected: bool = True,
+    corrected: bool | None = True,
     count: bool = False,
 ) -> Statement:
     """One statement for one family of aggregations.
 
     `features`: those it is about, unless the query counts events. `withdrawn`: whether corrections took something out
     of this account. `projections`: those that facts have. `corrected`: whether the account has any corrections,
-    without which facts are all there is. `count`: `top` ranks by it, not by the sum. Columns:
-    `window` (unless the granularity is none), the query's groups in order, `events`, and the family's states. Raises
-    UsageError when the query insists on rollups that cannot answer.
+    without which facts are all there is; None: not known, so facts are read, and the answer tells it if it can.
+    `count`: `top` ranks by it, not by the sum. Columns: `window` (unless the granularity is none), the query's groups
+    in order, `events`, and the family's states. Raises UsageError when the query insists on rollups that cannot answer.
     """
     plan = make_plan(query, family, withdrawn=withdrawn, projections=projections)
     if query.source == "rollups" and not (plan.cells or plan.shapes or plan.quarters):
         raise UsageError("source", "range", "no rollup has whole cells for this; use source=auto or source=facts")
     parts = _Parts(query, family, tuple(features))
+    tells = corrected is None
+    corrected = bool(corrected)
     if _by_sets(query, plan, corrected=corrected):
         return Statement(
-            parts.quarters_by_sets(plan.quarters),
+            parts.quarters_by_sets(plan.quarters, tells=tells),
             parts.parameters,
             ("events",),
             parts.columns(),
-            {**_preferring(QUARTERS), **_ONE_THREAD},
+            {**_preferring(QUARTERS), **_FEW_ROWS},
             sets=True,
+            tells=tells,
         )
+    one = query.customer is not None and family in ("sums", "extremes") and not plan.reads_events
+    settings: Mapping[str, Any] = _FEW_ROWS if one else {}
+    if plan.rollup and family in _ROLLUP_STATES and not (plan.ends or plan.taken or plan.reads_events):
+        text = parts.rollup_alone(plan.rollup, plan.cells, count=count)
+        return Statement(text, parts.parameters, (plan.rollup.table,), parts.columns(), settings)
     branches, tables = [], []
     if plan.rollup and plan.cells:
         branches.append(parts.rollup_branch(plan.rollup, plan.cells, "cell"))
@@ -171,8 +188,6 @@ def build(
         branches.append(parts.rollup_branch(USAGE_EDGE, plan.taken, "taken", sign="-"))
     if plan.ends or (plan.taken and plan.rollup_takes):
         tables.append(USAGE_EDGE.table)
-    one = query.customer is not None and family in ("sums", "extremes") and not plan.reads_events
-    settings: Mapping[str, Any] = _FEW_ROWS if one else {}
     if plan.shapes:
         branches += parts.shapes_branches(plan.shapes, corrected=corrected)
         settings = _preferring(SHAPES)
@@ -238,13 +253,26 @@ class _Parts:
 
     def outer(self, branches: Sequence[str], *, count: bool) -> str:
         """Merge the branches by window and group; with `top` the largest by sum or `count` first."""
-        keys = [*(["window"] if self.query.granularity != "none" else []), *self._group_names()]
-        columns = [*keys, *_STATES[self.family]]
+        keys = self._key_names()
         source = "\n    UNION ALL\n".join(branches)
         if self.family == "uniques":
             inner = ", ".join([*keys, "distinct_hash"])
             source = f"    SELECT {inner}, sum(n) AS n FROM\n    (\n{_indented(source)}\n    )\n    GROUP BY {inner}"
-        lines = ["SELECT", ",\n".join(f"    {c}" for c in columns), "FROM", "(", source, ")"]
+        columns = [*keys, *self._states(_BRANCH_STATES)]
+        return self._answer(["SELECT", ",\n".join(f"    {c}" for c in columns), "FROM", "(", source, ")"], count=count)
+
+    def rollup_alone(self, rollup: Rollup, cells: Sequence[Period], *, count: bool) -> str:
+        """An answer of whole cells of one rollup, on one level."""
+        keys, where = self._from_rollup(rollup, cells, "cell")
+        text = _select([*keys, *self._states(_ROLLUP_STATES[self.family])], rollup.table, where)
+        return self._answer([text.replace("\n    ", "\n").lstrip()], count=count)
+
+    def _states(self, columns: Mapping[str, str]) -> list[str]:
+        return [state.format(**columns) for state in _STATES[self.family]]
+
+    def _answer(self, lines: Sequence[str], *, count: bool) -> str:
+        """The statement with its groups and their order."""
+        keys, lines = self._key_names(), list(lines)
         if keys:
             lines += [f"GROUP BY {', '.join(keys)}"]
         if self.query.top is not None:
@@ -257,13 +285,16 @@ class _Parts:
 
     def rollup_branch(self, rollup: Rollup, cells: Sequence[Period], prefix: str, sign: Literal["", "-"] = "") -> str:
         """Whole cells from a rollup, to be added, or to be subtracted from sums."""
+        keys, where = self._from_rollup(rollup, cells, prefix)
+        if self.family == "uniques":
+            states = ["distinct_hash", "events AS n"]
+        else:
+            states = [f"{sign}{column} AS {name}" for name, column in _ROLLUP_STATES[self.family].items()]
+        return _select([*keys, *states], rollup.table, where)
+
+    def _from_rollup(self, rollup: Rollup, cells: Sequence[Period], prefix: str) -> tuple[list[str], list[str]]:
+        """Keys of an answer by what the rollup calls them, and conditions on its cells."""
         columns = self._keys(rollup.column)
-        states = {
-            "sums": [f"{sign}events AS n", f"{sign}total AS quantity_sum"],
-            "extremes": ["events AS n", "min_value AS quantity_min", "max_value AS quantity_max"],
-            "latest": ["events AS n", "latest AS quantity_latest"],
-            "uniques": ["distinct_hash", "events AS n"],
-        }[self.family]
         value = "text" if self.query.by_events else "value"
         columns = [c.replace("dimension_text_0", value) for c in columns]
         where = ["account = {account:String}", *self._subject(), *self._customer()]
@@ -276,7 +307,7 @@ class _Parts:
         if "value_0" in self.parameters:
             where.append(f"{value} = {{value_0:String}}")
         where.append(self._ranges(rollup.column, rollup.type, cells, prefix))
-        return _select([*columns, *states], rollup.table, where)
+        return columns, where
 
     def _values_asked(self, text_of: Callable[[int], str]) -> list[str]:
         """Conditions on the dimensions of which one value is asked for."""
@@ -326,11 +357,12 @@ class _Parts:
         selected = [*named, "`meters.feature` AS features", "count() AS n", f"{_CELL_SUMS} AS quantities"]
         return self._projected(selected, self._of_quarters(periods), keys, columns, periods, corrected=corrected)
 
-    def quarters_by_sets(self, periods: Sequence[Period]) -> str:
+    def quarters_by_sets(self, periods: Sequence[Period], *, tells: bool) -> str:
         """The same on one level, for `Statement.rows`: by window and set of features, in no order."""
         keys = ["features"] if self.query.granularity == "none" else ["window", "features"]
         windows = [f"{self._window(_QUARTERS_CELL)} AS window"] if "window" in keys else []
-        columns = [*windows, "`meters.feature` AS features", "count() AS events", f"{_CELL_SUMS} AS totals", _CORRECTED]
+        columns = [*windows, "`meters.feature` AS features", "count() AS events", f"{_CELL_SUMS} AS totals"]
+        columns += [_CORRECTED] if tells else []
         text = _select(columns, "events", self._of_quarters(periods)).replace("\n    ", "\n").lstrip()
         return f"{text}\nGROUP BY {', '.join(keys)}\nLIMIT {ROWS_MAX + 1}"
 
@@ -487,6 +519,9 @@ class _Parts:
                 column = {"customer": "client_id", "entity": "entity_id"}.get(group, group)
                 columns.append(f"{column} AS {name}")
         return columns
+
+    def _key_names(self) -> list[str]:
+        return [*(["window"] if self.query.granularity != "none" else []), *self._group_names()]
 
     def _group_names(self) -> list[str]:
         return [f"group_{i}" for i in range(len(self.query.groups))]

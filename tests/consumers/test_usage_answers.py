@@ -1,6 +1,7 @@
 """Usage out of rollups, out of facts, and counted in plain Python: always the same number."""
 
 import random
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -97,6 +98,33 @@ def test_a_withdrawn_event_leaves_every_aggregate(store: Store) -> None:
         answer = reader.usage(UsageQuery(**asked), {name: name for name in AGGREGATIONS})
         found = {(row.start, tuple(row.group.items())): (row.events, row.value) for row in answer.rows}
         assert found == _expected(asked, kept)
+
+
+def test_what_was_corrected_is_in_the_first_answer_that_promises_it(store: Store) -> None:
+    """One reader, which knows that the account had no corrections when it last asked."""
+    start = datetime(2024, 3, 5, tzinfo=UTC)
+    insert_block(store, random_events(6, 50, "mended", start, 20), start=0, end=100)
+    reader = UsageReader(store, topic="tally.mended", partitions=1)
+    asked = UsageQuery(
+        account="mended", start=start, end=start + timedelta(days=30), group_by=("event_name",), source="facts"
+    )
+    columns = "INSERT INTO progress (topic, partition, epoch, complete_until, position, `end`, written_at) VALUES"
+
+    def told() -> int:
+        return sum(row.events for row in reader.usage(asked).rows)
+
+    store.command(f"{columns} ('tally.mended', 0, 0, '2026-01-01 00:00:05', 9, 9, 1)")
+    assert [told(), told()] == [50, 50]
+    store.command(
+        "INSERT INTO corrections SELECT *, -1, 'void', epoch, partition, offset, line, 'test', append_time"
+        " FROM events WHERE account = 'mended' LIMIT 1"
+    )
+    store.command(f"{columns} ('tally.mended', 0, 0, '2026-01-01 00:00:09', 9, 9, 2)")
+    end = time.monotonic() + 60
+    while reader.complete().until != datetime(2026, 1, 1, 0, 0, 9, tzinfo=UTC):
+        assert time.monotonic() < end, "the workers' newest report is never read"
+        time.sleep(0.05)
+    assert told() == 49
 
 
 MONTH_ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Pacific/Kiritimati", "Etc/GMT+12")

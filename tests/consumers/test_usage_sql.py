@@ -105,17 +105,9 @@ def test_events_by_a_dimension_by_local_hour() -> None:
     }
     assert (
         statement.sql
-        == """SELECT
-    window,
-    group_0,
-    sum(n) AS events,
-    sum(quantity_sum) AS total
-FROM
-(
-    SELECT toDateTime(greatest(intDiv(toInt64(toUnixTimestamp(bucket)) + {ahead_0:Int64}, 3600) * 3600 - {ahead_0:Int64}, toInt64(0)), 'UTC') AS window, text AS group_0, events AS n, total AS quantity_sum
-    FROM events_dimension_15m
-    WHERE account = {account:String} AND event_name = {event_name:String} AND dimension = {dimension_0:String} AND is_number = 0 AND bucket >= {cell_from_0:DateTime('UTC')} AND bucket < {cell_to_0:DateTime('UTC')}
-)
+        == """SELECT toDateTime(greatest(intDiv(toInt64(toUnixTimestamp(bucket)) + {ahead_0:Int64}, 3600) * 3600 - {ahead_0:Int64}, toInt64(0)), 'UTC') AS window, text AS group_0, sum(events) AS events, sum(total) AS total
+FROM events_dimension_15m
+WHERE account = {account:String} AND event_name = {event_name:String} AND dimension = {dimension_0:String} AND is_number = 0 AND bucket >= {cell_from_0:DateTime('UTC')} AND bucket < {cell_to_0:DateTime('UTC')}
 GROUP BY window, group_0
 ORDER BY window, group_0
 LIMIT 200001"""
@@ -308,12 +300,12 @@ def test_customers_by_dimension_are_read_from_the_projection_where_there_is_one(
     assert "count() AS n, sumForEach(CAST(`meters.quantity`, 'Array(Decimal(76, 9))')) AS quantities" in made.sql
 
 
-def test_what_reads_few_rows_takes_one_thread() -> None:
+def test_what_reads_few_rows_takes_two_threads() -> None:
     """Sums of one customer out of cells; what may be many rows has the threads it is given."""
     alone = {"customer": "anna", "granularity": "day"}
     for query in (_month("UTC", **alone), _month("Europe/Berlin", **alone)):
         made = build(query, "sums", ["tokens"], projections=[QUARTERS], corrected=False)
-        assert (made.settings["max_threads"], made.settings["optimize_move_to_prewhere"]) == (1, 0)
+        assert (made.settings["max_threads"], made.settings["optimize_move_to_prewhere"]) == (2, 0)
     for query, family in (
         (_month("UTC", **alone), "uniques"),
         (_month("UTC"), "sums"),
@@ -417,12 +409,10 @@ def test_one_customers_local_days_come_from_quarters_where_facts_have_them() -> 
 
 def test_sums_by_sets_of_features_are_put_together_exactly() -> None:
     """To the last of 76 digits, by window and feature; what was not asked for is left out."""
-    made = build(
-        replace(_month("Europe/Berlin", customer="anna", granularity="day"), feature=None),
-        "sums",
-        ["calls", "tokens"],
-        projections=[QUARTERS],
-        corrected=False,
+    query = replace(_month("Europe/Berlin", customer="anna", granularity="day"), feature=None)
+    known, made = (
+        build(query, "sums", ["calls", "tokens"], projections=[QUARTERS], corrected=corrected)
+        for corrected in (False, None)
     )
     assert made.columns == ("window", "feature", "events", "total")
     day, after, large = date(2026, 10, 1), date(2026, 10, 2), Decimal("9" * 60 + "." + "9" * 9)
@@ -438,6 +428,8 @@ def test_sums_by_sets_of_features_are_put_together_exactly() -> None:
         (day, "tokens", 5, Decimal("1" + "0" * 60)),
         (after, "tokens", 1, Decimal(5)),
     ]
+    assert known.rows([row[:-1] for row in answered]) == made.rows(answered)
+    assert [known.corrected(answered), "corrections" in known.sql, "corrections" in made.sql] == [None, False, True]
 
 
 def test_rows_of_other_statements_are_as_the_store_gives_them() -> None:
