@@ -89,8 +89,7 @@ class _Insert:
         return [member for member in gone if member.stated_ms >= stated_since_ms]
 
     def end(self, outcome: Sent | Exception) -> None:
-        for member in self.members():
-            _tell(member, outcome)
+        _tell_all(self._members, outcome)
 
 
 class SharedInserts:
@@ -174,14 +173,20 @@ class SharedInserts:
 
     async def _gather(self) -> None:
         """Sends what waits, until nothing does."""
+        members: list[_Member] = []
         try:
             while self._waiting:
                 async with self._one_at_a_time:
                     await self._let_come()
                     async with self._inserting:
-                        insert = _Insert(self._take(), self._now_ms())
+                        members = self._take()
+                        insert = _Insert(members, self._now_ms())
                         if not await self._try(insert):
                             self._begin(self._try_again(insert))
+                            members = []
+        except Exception as error:  # noqa: BLE001 - a fault of the program: every session that waits raises it
+            waiting, self._waiting = self._waiting, []
+            _tell_all([*members, *waiting], error)
         finally:
             self._gathering = False
 
@@ -212,6 +217,12 @@ class SharedInserts:
         return sorted(taken, key=lambda member: member.block.partition)
 
     async def _try_again(self, insert: _Insert) -> None:
+        try:
+            await self._until_sent(insert)
+        except Exception as error:  # noqa: BLE001 - a fault of the program: every session that waits raises it
+            insert.end(error)
+
+    async def _until_sent(self, insert: _Insert) -> None:
         wait_s = _RETRY_FIRST_S
         while insert.members():
             await asyncio.sleep(wait_s)
@@ -262,6 +273,11 @@ class SharedInserts:
                 _tell(member, outcome)
             else:
                 member.done.cancel()
+
+
+def _tell_all(members: Sequence[_Member], outcome: Sent | Exception) -> None:
+    for member in members:
+        _tell(member, outcome)
 
 
 def _tell(member: _Member, outcome: Sent | Exception) -> None:

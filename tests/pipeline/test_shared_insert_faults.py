@@ -1,0 +1,120 @@
+"""Faults of the program on the way of blocks that share an insert: whoever waits is told, nobody waits for ever."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipeline.block import RULES, Counts
+from pipeline.ports import StoreUnavailable
+from pipeline.shared_inserts import Sent, SharedInserts, SharedLimits
+from pipeline.stages.sink import Block
+
+_LIMITS = SharedLimits(lease_ms=5_000, deadline_ms=5_000, tries_ms=60_000, rows_max=1_000, bytes_max=1_000_000)
+_PARTITIONS = 3
+
+
+class _FaultError(Exception):
+    """What no code expects."""
+
+
+class _Clock:
+    """Stands still; raises at its readings of these numbers, counted from 1."""
+
+    def __init__(self, *faults: int) -> None:
+        self.read = 0
+        self.faults = faults
+
+    def __call__(self) -> int:
+        self.read += 1
+        if self.read in self.faults:
+            raise _FaultError
+        return 1_000
+
+
+class _Store:
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.held: list[int] = []
+
+    def insert(self, blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
+        assert token
+        assert deadline_ms > 0
+        if self.errors:
+            raise self.errors.pop(0)
+        self.held += [block.partition for block in blocks]
+
+
+@pytest.fixture
+def io() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+def _block(partition: int) -> Block:
+    return Block(
+        topic="events",
+        epoch=0,
+        partition=partition,
+        start=0,
+        end=1,
+        counts=Counts(events=1, accepted=1),
+        crc=0,
+        catalog_version=0,
+        rules=RULES,
+        append_ms_max=0,
+        months=(),
+        rows=None,
+        sightings={},
+        rejects=(),
+        repeats=None,
+        forwards=(),
+        bytes=100,
+    )
+
+
+async def _sent_by_all(shared: SharedInserts) -> list[Sent | BaseException]:
+    async def restate() -> int:
+        return 1_000
+
+    async with asyncio.timeout(30):
+        waiting = (shared.insert(_block(partition), 1_000, restate) for partition in range(_PARTITIONS))
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def _shared(store: _Store, io: ThreadPoolExecutor, clock: _Clock) -> SharedInserts:
+    return SharedInserts(store.insert, io, clock, asyncio.Semaphore(1), _LIMITS)
+
+
+async def test_a_fault_before_a_try_reaches_every_session(io: ThreadPoolExecutor) -> None:
+    """Also those whose blocks were not taken yet; what comes later is sent as ever."""
+    store = _Store()
+    shared = _shared(store, io, _Clock(1))
+    assert [type(told) for told in await _sent_by_all(shared)] == [_FaultError] * _PARTITIONS
+    assert store.held == []
+    assert await _sent_by_all(shared) == [Sent.DONE] * _PARTITIONS
+    assert sorted(store.held) == list(range(_PARTITIONS))
+
+
+async def test_a_fault_before_a_further_try_reaches_every_session(io: ThreadPoolExecutor) -> None:
+    """The first try's outcome is unknown; before the second one the clock is read for the third time."""
+    store = _Store(StoreUnavailable("no answer"))
+    shared = _shared(store, io, _Clock(3))
+    assert [type(told) for told in await _sent_by_all(shared)] == [_FaultError] * _PARTITIONS
+    assert await _sent_by_all(shared) == [Sent.DONE] * _PARTITIONS
+
+
+async def test_a_fault_of_the_insert_itself_reaches_every_session(io: ThreadPoolExecutor) -> None:
+    """Neither is it tried again."""
+    store = _Store(_FaultError())
+    shared = _shared(store, io, _Clock())
+    assert [type(told) for told in await _sent_by_all(shared)] == [_FaultError] * _PARTITIONS
+    assert store.held == []
+
+
+async def test_a_try_of_unknown_outcome_is_followed_by_another(io: ThreadPoolExecutor) -> None:
+    """And all are told that the first may have arrived."""
+    store = _Store(StoreUnavailable("no answer"))
+    assert await _sent_by_all(_shared(store, io, _Clock())) == [Sent.DOUBTFUL] * _PARTITIONS
+    assert sorted(store.held) == list(range(_PARTITIONS))
