@@ -388,6 +388,13 @@ def all_runs(place: Place, competitors: Sequence[Competitor], options: argparse.
             yield row
 
 
+def new_place(folder: Path, part: str) -> Place:
+    """Broker and engine of one part: none is measured beside what others have left behind, hundreds of tables that wait
+    to be dropped and gigabytes that wait to be written."""
+    (folder / part).mkdir()
+    return Place(folder / part)
+
+
 def ask_queries(place: Place, facts: int) -> dict[str, Any]:
     """Questions over so many facts in a database of their own, with the engine on all cores."""
     settings = place.fresh("bench.queries", "queries")
@@ -439,20 +446,24 @@ def main() -> None:
         results = document(runs, facts, options, parts)
         keep(results, BUILD / "bench.json")
 
-    with Place(folder) as place:
-        for run in all_runs(place, competitors, options) if competitors else ():
-            runs.append(run)
-            kept()
-        if "growth" in wanted:
+    if competitors:
+        with new_place(folder, "rates") as place:
+            for run in all_runs(place, competitors, options):
+                runs.append(run)
+                kept()
+    if "growth" in wanted:
+        with new_place(folder, "growth") as place:
             grow(place, options, partial(kept, "growth"))
-        if "latency" in wanted:
+    if "latency" in wanted:
+        with new_place(folder, "latency") as place:
             kept("latency", wait(place, options, results))
-        if "queries" in wanted:
-            try:
+    if "queries" in wanted:
+        try:
+            with new_place(folder, "queries") as place:
                 kept("queries", ask_queries(place, options.facts))
-            except (StoreError, StoreUnavailable) as error:
-                failed = True
-                _console.print(f"queries: {error}", markup=False)
+        except (StoreError, StoreUnavailable) as error:
+            failed = True
+            _console.print(f"queries: {error}", markup=False)
     if options.record:
         recorded = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
         alone = recorded and not runs
