@@ -36,8 +36,8 @@ from consumers.audit_sql import (
     rollup_differences,
     settled_until,
 )
-from consumers.store import Reader
 from consumers.windows import Period
+from pipeline.ports import Reader
 
 _R = TypeVar("_R")
 FINDINGS_MAX: Final = 100  # of each check; drift counts all of them

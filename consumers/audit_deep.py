@@ -18,9 +18,8 @@ from typing import Any, Final, NamedTuple
 
 from consumers.audit import FINDINGS_MAX, PAUSES_S, SETTINGS, Finding
 from consumers.audit_sql import PROGRESS, VERDICTS
-from consumers.store import Reader
 from pipeline.block import Line, LogRecord, Place, Position, Sighting, Verdict, pack_sighting, unpack_sighting
-from pipeline.ports import LogReader, Record
+from pipeline.ports import LogReader, Reader, Record
 from pipeline.stages.build import RULE_SETS, finish_block, read_lines
 from pipeline.stages.dedup import open_keys
 from pipeline.stages.mapping import Mapper

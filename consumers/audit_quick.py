@@ -20,8 +20,8 @@ import msgspec
 
 from consumers.audit import PAUSES_S, SETTINGS, Finding
 from consumers.audit_sql import PROGRESS, VERDICTS, settled, settled_until
-from consumers.store import Reader
 from pipeline.adapters.rollup_view import MARKED
+from pipeline.ports import Reader
 from pipeline.stages.sink import MARK_ACCOUNT, mark_name
 
 BLOCKS_MAX: Final = 200_000  # rows of the ledger; past that a full audit is the better one

@@ -19,9 +19,9 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from consumers.audit import ALL_TIME, SETTINGS, SLICE_ROWS, Auditor, AuditReport
 from consumers.audit_sql import PROGRESS, settled, settled_until
-from consumers.store import Reader
 from consumers.windows import Period
 from pipeline.adapters.rollup_view import MARKED, insert_from
+from pipeline.ports import Reader
 from pipeline.stages.sink import MARK_ACCOUNT, mark_name
 
 ROUNDS_MAX: Final = 5

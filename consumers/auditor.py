@@ -19,8 +19,7 @@ import structlog
 from consumers.audit import Auditor, Finding
 from consumers.audit_quick import QuickAuditor, State, TooMuchIsNew
 from consumers.audit_sql import VERDICTS
-from consumers.store import Reader
-from pipeline.ports import StoreError, StoreUnavailable
+from pipeline.ports import Reader, StoreError, StoreUnavailable
 
 log = structlog.get_logger(__name__)
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
-from consumers.store import Reader
+from pipeline.ports import Reader
 
 _PROGRESS: Final = """SELECT
     count() AS partitions,

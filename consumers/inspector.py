@@ -29,9 +29,9 @@ from consumers.inspected import (
     line_conditions,
     refused_line,
 )
-from consumers.store import Reader
 from consumers.usage import UsageError
 from consumers.usage_params import instant_from
+from pipeline.ports import Reader
 
 LimitedBy = Literal["append_time", "timestamp"]
 PERIOD: Final = timedelta(days=1)  # before `end`, or before now, where no start is given

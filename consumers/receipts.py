@@ -15,11 +15,10 @@ from typing import Any, Final, Literal, Protocol, cast
 
 import msgspec
 
-from consumers.store import Reader
 from consumers.usage import decimal_text
 from consumers.windows import Period, beside_month_end
 from pipeline.event import ID_CHARS_MAX, id_hash, partition_of, readable_transaction_id
-from pipeline.ports import Record
+from pipeline.ports import Reader, Record
 from pipeline.reject import RejectPosition
 
 Verdict = Literal["accepted", "rejected", "in_flight", "undecided"]

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Protocol
 import msgspec
 import pyarrow as pa
 
-from consumers.store import Reader
+from pipeline.ports import Reader
 from pipeline.reject import RejectedLine, RejectPosition, ReplayNote
 
 RejectVerdict = Literal["rejected", "conflict"]

@@ -32,8 +32,8 @@ from consumers.inspected import (
     line_conditions,
     refused_line,
 )
-from consumers.store import Reader
 from pipeline.block import GAP_RULES
+from pipeline.ports import Reader
 from pipeline.stages.sink import MARK_ACCOUNT, mark_name
 
 LINES_MAX: Final = 100  # of one look, of at most 64 KiB of data each

@@ -11,11 +11,11 @@ from datetime import UTC, date, datetime
 from typing import Any, Final
 
 from consumers.completeness import Completeness
-from consumers.store import Reader
 from consumers.usage import Aggregation, UsageError, UsageQuery, UsageResult, UsageRow, value_of, zone_of
 from consumers.usage_plan import FAMILIES, Family, make_plan
 from consumers.usage_sql import ROWS_MAX, Statement, build
 from consumers.windows import Period, window_from_date, window_from_start
+from pipeline.ports import Reader
 
 _READ_SETTINGS: Final = {"max_execution_time": 60, "max_bytes_before_external_group_by": 1 << 30}
 _BESIDE_MAX: Final = 4  # questions for corrections at once, beside those for numbers

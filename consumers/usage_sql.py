@@ -265,7 +265,7 @@ class _Parts:
         """An answer of whole cells of one rollup, on one level."""
         keys, where = self._from_rollup(rollup, cells, "cell")
         text = _select([*keys, *self._states(_ROLLUP_STATES[self.family])], rollup.table, where)
-        return self._answer([text.replace("\n    ", "\n").lstrip()], count=count)
+        return self._answer([_outdented(text)], count=count)
 
     def _states(self, columns: Mapping[str, str]) -> list[str]:
         return [state.format(**columns) for state in _STATES[self.family]]
@@ -363,7 +363,7 @@ class _Parts:
         windows = [f"{self._window(_QUARTERS_CELL)} AS window"] if "window" in keys else []
         columns = [*windows, "`meters.feature` AS features", "count() AS events", f"{_CELL_SUMS} AS totals"]
         columns += [_CORRECTED] if tells else []
-        text = _select(columns, "events", self._of_quarters(periods)).replace("\n    ", "\n").lstrip()
+        text = _outdented(_select(columns, "events", self._of_quarters(periods)))
         return f"{text}\nGROUP BY {', '.join(keys)}\nLIMIT {ROWS_MAX + 1}"
 
     def _of_quarters(self, periods: Sequence[Period]) -> list[str]:
@@ -581,3 +581,7 @@ def _select(columns: Sequence[str], table: str, where: Sequence[str]) -> str:
 
 def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _outdented(text: str) -> str:
+    return "\n".join(line.removeprefix("    ") for line in text.splitlines())

@@ -241,6 +241,25 @@ class Table(Protocol):
 # ------------------------------------------------------------------------------------------------ the store
 
 
+class Rows(Protocol):
+    """What a query gives: one tuple a row."""
+
+    @property
+    def columns(self) -> Sequence[str]: ...
+
+    @property
+    def rows(self) -> Sequence[tuple[Any, ...]]: ...
+
+
+class Reader(Protocol):
+    """The store, as far as reading goes."""
+
+    def query(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+    ) -> Rows:
+        """Run a SELECT with server-side parameters. Blocks."""
+
+
 class StoreUnavailable(Exception):  # noqa: N818 - named for what is the matter, as LogUnavailable is
     """No answer from the server: refused, reset or timed out. What the request did is unknown."""
 

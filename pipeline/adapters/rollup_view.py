@@ -4,8 +4,10 @@ Whoever rebuilds a rollup runs the very SELECT that fills it block by block, so 
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pipeline.ports import Reader
 
 #: Rollups that every block marks, with the column that holds the mark's name and the one that holds its month.
 MARKED: Final = {
@@ -20,22 +22,8 @@ MARKED: Final = {
 }
 
 
-class _Rows(Protocol):
-    @property
-    def columns(self) -> Sequence[str]: ...
-
-    @property
-    def rows(self) -> Sequence[tuple[Any, ...]]: ...
-
-
-class _Reader(Protocol):
-    def query(
-        self, sql: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
-    ) -> _Rows: ...
-
-
 def insert_from(
-    store: _Reader,
+    store: Reader,
     view_of: str,
     source: str,
     *,
@@ -53,7 +41,7 @@ def insert_from(
 
 
 def select_over(
-    store: _Reader, view_of: str, source: str, *, reads: str = "ingest", parameters: Mapping[str, Any] | None = None
+    store: Reader, view_of: str, source: str, *, reads: str = "ingest", parameters: Mapping[str, Any] | None = None
 ) -> tuple[str, str]:
     """The columns, and the SELECT, of the view `<reads>_to_<view_of>` over `source`; see `insert_from`.
 
@@ -64,7 +52,7 @@ def select_over(
     return ", ".join(f"`{column}`" for column in shown.columns), over
 
 
-def _over(store: _Reader, view: str, reads: str, source: str) -> str:
+def _over(store: Reader, view: str, reads: str, source: str) -> str:
     """The view's SELECT with `source` in the place of `reads`."""
     rows = store.query(
         "SELECT database, as_select FROM system.tables WHERE database = currentDatabase() AND name = {view:String}",

@@ -389,8 +389,7 @@ def all_runs(place: Place, competitors: Sequence[Competitor], options: argparse.
 
 
 def new_place(folder: Path, part: str) -> Place:
-    """Broker and engine of one part: none is measured beside what others have left behind, hundreds of tables that wait
-    to be dropped and gigabytes that wait to be written."""
+    """Broker and engine of one part, so that none is measured beside what others have left behind."""
     (folder / part).mkdir()
     return Place(folder / part)
 

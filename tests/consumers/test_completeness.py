@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -58,11 +58,11 @@ def _made(store: _Store, clock: _Clock) -> Completeness:
     return Completeness(store, topic="events", partitions=_PARTITIONS, clock=clock)
 
 
-def _until_asked(store: _Store, number: int) -> None:
+def _until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 10
-    while store.asked < number and time.monotonic() < end:
+    while not condition():
+        assert time.monotonic() < end
         time.sleep(0.001)
-    assert store.asked == number
 
 
 def test_an_answer_serves_for_a_second_and_is_counted_on() -> None:
@@ -84,13 +84,10 @@ def test_after_a_second_it_is_read_beside_the_answer_once() -> None:
     clock.now += 1.5
     for _ in range(5):
         assert complete().until == _FIRST + timedelta(seconds=1)
-    _until_asked(store, 2)
+    _until(lambda: store.asked == 2)
     assert complete().until == _FIRST + timedelta(seconds=1)
     store.free.set()
-    end = time.monotonic() + 10
-    while complete().until != _FIRST + timedelta(seconds=2) and time.monotonic() < end:
-        time.sleep(0.001)
-    assert complete().until == _FIRST + timedelta(seconds=2)
+    _until(lambda: complete().until == _FIRST + timedelta(seconds=2))
     assert store.asked == 2
 
 
@@ -122,7 +119,7 @@ def test_a_failure_beside_an_answer_is_told_to_who_has_to_wait() -> None:
     store.down = True
     clock.now += 1.5
     assert complete().until == _FIRST + timedelta(seconds=1)
-    _until_asked(store, 2)
+    _until(lambda: store.asked == 2)
     clock.now += 1
     with pytest.raises(ConnectionError):
         complete()
