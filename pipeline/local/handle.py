@@ -27,7 +27,7 @@ _ERROR = re.compile(r"Code: (\d+)\. (?=DB::)")
 _ERROR_NAME = re.compile(r"\(([A-Z][A-Z0-9_]+)\)(?: \(version [^)]*\))*\.?\s*$")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MERGING_THREAD = "MergeMutate"
-_MERGING_NICE = 10
+_MERGING_NICE = 19
 SPOOL_PREFIX = "insert-"
 
 
@@ -173,8 +173,9 @@ class Engine:
 
     def let_merges_wait(self) -> bool:
         """Has the engine's threads that merge parts give way to statements where both want the same core: an insert
-        that meets a large merge would take twice its time. They keep a tenth of a core that is always wanted. False
-        while there are none: they come with the first table."""
+        that meets a large merge would take twice its time. Merges then have next to nothing of a core that is always
+        wanted; from a thousand parts on the engine lets inserts wait, which leaves the core to them. False while there
+        are none: they come with the first table."""
         found = False
         for thread in Path("/proc/self/task").iterdir():
             with contextlib.suppress(OSError):  # it has ended
