@@ -3,8 +3,9 @@
 ``python tests/benchmarks/store_sustained.py [--seconds 300] [--parts 300] [--json]``. Blocks like the worker's are
 inserted one after the other by one who never waits, into facts, ids and all rollups; the engine on one core, who
 inserts on another. Each block is one of a few with other ids, at a later time. Each quarter of a minute: events a
-second, the longest insert, and the most active parts that a month of a table has. `--parts`: from so many on the engine
-lets inserts wait for merges (its `parts_to_delay_insert`, by default 1000), which shows sooner what it carries for ever.
+second, the longest insert, and the most active parts that a month of a table has. `--parts`: from so many on the
+engine lets inserts wait for merges (its `parts_to_delay_insert`, by default 1000), which shows sooner what it carries
+for ever.
 """
 
 import argparse
