@@ -159,7 +159,7 @@ def table(document: Mapping[str, Any]) -> str:
 
 def _of_commit(part: Mapping[str, Any]) -> list[str]:
     """Told where a part was measured before the rest."""
-    return [f"Measured before, at commit {part['commit']}:", ""] if "commit" in part else []
+    return [f"Measured at commit {part['commit']}:", ""] if "commit" in part else []
 
 
 def growth_table(growth: Mapping[str, Any]) -> list[str]:

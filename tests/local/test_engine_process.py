@@ -1,7 +1,10 @@
 """The engine's process: its end, wished for or not, and what it leaves behind."""
 
+import contextlib
+import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,6 +52,31 @@ def _tables(url: str) -> None:
         " SELECT toDate(at) AS day, k, count() AS n FROM front GROUP BY day, k",
     ):
         HTTP.post(url, content=sql).raise_for_status()
+
+
+def _merging_niceness(pid: int) -> set[int]:
+    """Niceness of each thread that merges parts."""
+    found = set()
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended
+            if (thread / "comm").read_text().strip() == "MergeMutate":
+                found.add(os.getpriority(os.PRIO_PROCESS, int(thread.name)))
+    return found
+
+
+def test_merges_have_what_statements_leave(engines: Engines) -> None:
+    """All threads that merge give way, those of a later table too."""
+    engine = engines()
+    _tables(engine.url)
+    deadline = time.monotonic() + 30
+    while _merging_niceness(engine.process.pid) != {19} and time.monotonic() < deadline:
+        time.sleep(0.1)
+    HTTP.post(engine.url, content="CREATE TABLE more (k String) ENGINE = MergeTree ORDER BY k").raise_for_status()
+    for number in range(40):
+        HTTP.post(engine.url, content=f"INSERT INTO more VALUES ('{number}')").raise_for_status()
+    HTTP.post(engine.url, content="OPTIMIZE TABLE more FINAL").raise_for_status()
+    assert _merging_niceness(engine.process.pid) == {19}
+    assert os.getpriority(os.PRIO_PROCESS, engine.process.pid) < 19
 
 
 def test_blocks_count_once_through_kill_9(engines: Engines) -> None:
