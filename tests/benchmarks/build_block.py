@@ -31,14 +31,17 @@ _RUNS = 5
 _WAYS = {"by lines": {RULES: RuleSet(columns=None)}, "in columns": {RULES: RuleSet()}}
 
 
-def _mapper() -> Mapper:
+def mapper_for(account: str, event_name: str, number: str) -> Mapper:
+    """A catalog in which the event name feeds two features, by its value and by that number of its data, and three
+    dimensions are declared, as in bench_events."""
     catalog = Catalog()
+    names = (event_name,)
     objects = [
-        encode_account(Account(id="acme", name="", mode="live"), "0"),
-        encode_feature(Feature(account="acme", id="uses", name="", event_names=("used",)), "1"),
-        encode_feature(Feature(account="acme", id="bytes", name="", event_names=("used",), value_key="bytes"), "2"),
+        encode_account(Account(id=account, name="", mode="live"), "0"),
+        encode_feature(Feature(account=account, id="uses", name="", event_names=names), "1"),
+        encode_feature(Feature(account=account, id=number, name="", event_names=names, value_key=number), "2"),
         *[
-            encode_dimension(Dimension(account="acme", key=key, type="string"), f"d{n}")
+            encode_dimension(Dimension(account=account, key=key, type="string"), f"d{n}")
             for n, key in enumerate(("region", "model", "status"))
         ],
     ]
@@ -80,7 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     draw = random.Random(1)
     lines = [_line(draw) for _ in range(options.events)]
-    mapper, place = _mapper(), Place("events", 0, 0, 1, "acme", 86_400_000_000)
+    mapper, place = mapper_for("acme", "used", "bytes"), Place("events", 0, 0, 1, "acme", 86_400_000_000)
     warm_up()
     found = []
     for size in (1, 100):

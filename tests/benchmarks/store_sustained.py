@@ -29,18 +29,18 @@ import pyarrow.compute as pc
 from bench_events import ACCOUNT, EVENT_NAME, events
 from bench_place import COMPETITOR_CORES
 from bench_place import Place as Bench
+from build_block import mapper_for
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.clickhouse import Store
 from pipeline.block import LogRecord, Place
-from pipeline.catalog import Account, Catalog, Dimension, Feature, encode_account, encode_dimension, encode_feature
 from pipeline.records import Records
 from pipeline.stages.build import build_block
 from pipeline.stages.columnar import warm_up
-from pipeline.stages.mapping import Mapper, Mappers
-from pipeline.stages.sink import Block
+from pipeline.stages.mapping import Mapper
+from pipeline.stages.sink import MARK_ACCOUNT, Block
 
 _FAR_MS: Final = 4_000_000_000_000  # a deadline that never comes
 _APPENDED_MS: Final = 1_795_300_000_000
@@ -114,21 +114,7 @@ def _inserted(store: BlockStore, blocks: Sequence[Block], seconds: float) -> Ite
 
 
 def _blocks(rows_max: int) -> list[Block]:
-    catalog = Catalog()
-    objects = [
-        encode_account(Account(id=ACCOUNT, name="", mode="live"), "0"),
-        encode_feature(Feature(account=ACCOUNT, id="generations", name="", event_names=(EVENT_NAME,)), "1"),
-        encode_feature(
-            Feature(account=ACCOUNT, id="tokens", name="", event_names=(EVENT_NAME,), value_key="tokens"), "2"
-        ),
-        *[
-            encode_dimension(Dimension(account=ACCOUNT, key=key, type="string"), f"d{n}")
-            for n, key in enumerate(("region", "model", "status"))
-        ],
-    ]
-    for offset, record in enumerate(objects):
-        catalog.apply(offset, *record)
-    mapper = Mappers(catalog).at(catalog.version)
+    mapper = mapper_for(ACCOUNT, EVENT_NAME, "tokens")
     sent = [event.line for event in events(_BLOCKS * rows_max, duplicates=0.0)]
     return [_block(partition, sent[partition::_BLOCKS], mapper) for partition in range(_BLOCKS)]
 
@@ -157,7 +143,7 @@ def _again(block: Block, number: int) -> Block:
         count, pa.py_buffer(ends), pa.py_buffer(binascii.hexlify(os.urandom(count * _ID_BYTES)))
     )
     hashes = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), count, [None, pa.py_buffer(os.urandom(count * 16))])
-    mark = pc.equal(rows["account"], "")
+    mark = pc.equal(rows["account"], MARK_ACCOUNT)
     later = pa.scalar(number * _LATER_US, pa.duration("us"))
     anew = {
         "transaction_id": names,
