@@ -17,7 +17,12 @@ from consumers.usage_sql import ROWS_MAX, Statement, build
 from consumers.windows import Period, window_from_date, window_from_start
 from pipeline.ports import Reader
 
-_READ_SETTINGS: Final = {"max_execution_time": 60, "max_bytes_before_external_group_by": 1 << 30}
+# An answer is asked for whole: to send it in pieces takes the store longer, and it is refused beyond ROWS_MAX.
+_READ_SETTINGS: Final = {
+    "max_execution_time": 60,
+    "max_bytes_before_external_group_by": 1 << 30,
+    "wait_end_of_query": 1,
+}
 _BESIDE_MAX: Final = 4  # questions for corrections at once, beside those for numbers
 _AGGREGATIONS: Final = """SELECT
     id,

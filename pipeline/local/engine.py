@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     threading.Thread(target=_let_merges_wait, args=(engine,), name="merges", daemon=True).start()
     room = Room(options.path, reserve_bytes=options.reserve_bytes)
     try:
-        server = Server(options.port, Gateway(engine, room, body_bytes_max=limits.body_bytes), limits)
+        gateway = Gateway(engine, room, body_bytes_max=limits.body_bytes)
+        server = Server(options.port, gateway, limits)
     except OSError as error:
         _log.error("port %d cannot be listened on (%s): choose another one", options.port, error)
         engine.close()
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
     watch = Watch(options.path, room, merge=engine.merge, hollow=end)
     watch.start()
-    _serve(server, engine, watch)
+    _serve(server, gateway, engine, watch)
     return 1 if hollow else 0
 
 
@@ -83,7 +84,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _serve(server: Server, engine: Engine, watch: Watch) -> None:
+def _serve(server: Server, gateway: Gateway, engine: Engine, watch: Watch) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     _log.info("ClickHouse %s listens on http://127.0.0.1:%d", engine.version, server.port)
@@ -94,6 +95,7 @@ def _serve(server: Server, engine: Engine, watch: Watch) -> None:
         engine.cancel_all()
         server.drain(_CANCEL_S)
     watch.stop()
+    gateway.close()
     engine.close()
     _log.info("stopped")
 

@@ -25,8 +25,10 @@ from consumers.usage import UsageQuery
 from consumers.usage_plan import QUARTERS, SHAPES
 from consumers.usage_reader import UsageReader
 from consumers.usage_sql import build
+from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.clickhouse import Store
 from pipeline.migrate import migrate, sql_dir
+from pipeline.ports import Progress
 from pipeline.settings import Settings
 
 FACTS: Final = 100_000_000
@@ -122,6 +124,7 @@ def measure(
     began, cpu_s = time.perf_counter(), engine_cpu_s()
     load(store, settings.database, facts, lambda number: say(f"{number:,} facts"))
     loaded = {"seconds": round(time.perf_counter() - began, 1), "engine_us": (engine_cpu_s() - cpu_s) / facts * 1e6}
+    _report(store, settings)
     _until_merged(store)
     sizes = store.query(
         "SELECT client_id FROM events WHERE account = {account:String} GROUP BY client_id ORDER BY count() DESC",
@@ -230,6 +233,14 @@ def _timed(ask: Callable[[], object]) -> float:
     began = time.perf_counter()
     ask()
     return time.perf_counter() - began
+
+
+def _report(store: Store, settings: Settings) -> None:
+    """How far every partition is counted, as workers say it: until they have, each answer asks for it anew."""
+    now_ms = int(time.time() * 1000)
+    BlockStore(store, topic=settings.topic_events, database=settings.database).write_progress(
+        [Progress(partition, 0, now_ms, position=1, end=1) for partition in range(settings.partitions)]
+    )
 
 
 def _until_merged(store: Store) -> None:

@@ -248,6 +248,18 @@ def test_the_database_holds_for_one_statement(url: str) -> None:
     assert ask(url, "SELECT 1", database="missing").status_code == 404
 
 
+def test_a_database_that_is_made_anew_is_read_anew(url: str) -> None:
+    """Handles are used again; what they were prepared for may have gone meanwhile, and statements on them fail."""
+    for value in ("1", "2"):
+        cell(url, "CREATE DATABASE anew")
+        cell(url, f"CREATE VIEW anew.seen AS SELECT {value} AS a")
+        for _ in range(3):
+            assert cell(url, "SELECT a FROM seen", database="anew") == value
+            assert ask(url, "SELECT throwIf(a > 0) FROM seen", database="anew").status_code == 500
+        cell(url, "DROP DATABASE anew")
+        assert ask(url, "SELECT a FROM seen", database="anew").status_code == 404
+
+
 def test_a_session_remembers_set_and_use(url: str) -> None:
     """Within the session only."""
     read = "SELECT currentDatabase(), getSetting('max_threads')"
@@ -295,10 +307,13 @@ STREAMED = [
 
 @pytest.mark.parametrize("fmt", STREAMED)
 @pytest.mark.parametrize("rows", [0, 1, 250_000])
-def test_streamed_results_are_what_the_engine_would_write_at_once(url: str, fmt: str, rows: int, table: str) -> None:
-    """Each document read back by the engine's own parser gives the same rows, heads and all."""
+@pytest.mark.parametrize("whole", ["0", "1"])
+def test_streamed_results_are_what_the_engine_would_write_at_once(
+    url: str, fmt: str, rows: int, whole: str, table: str
+) -> None:
+    """Each document read back by the engine's own parser gives the same rows, heads and all, in pieces or whole."""
     sql = f"SELECT number AS `a\"b`, concat('x\n', toString(number)) AS s FROM numbers({rows})"
-    document = ask(url, f"{sql} FORMAT {fmt}").raise_for_status().content
+    document = ask(url, f"{sql} FORMAT {fmt}", wait_end_of_query=whole).raise_for_status().content
     cell(url, f'CREATE TABLE {table} (`a"b` UInt64, s String) ENGINE = Memory')
     if document:
         ask(url, f"INSERT INTO {table} FORMAT {fmt}\n".encode() + document).raise_for_status()
