@@ -104,8 +104,9 @@ class Limits(msgspec.Struct, frozen=True):
 class Outside(msgspec.Struct, frozen=True):
     """Everything outside a session, shared by all sessions of a worker. `cpu` runs one thing at a time; `inserting`
     has a place for each insert that may be under way, since many at once only make each other miss their deadline;
-    `closing` has one for each block that is closed and not inserted, unless it is full; `shared` joins small blocks of
-    several partitions; new blocks are begun under the newest of `rule_sets`."""
+    `closing` has one for each block that is closed and not inserted, unless it is full; `building` is held while a
+    block is built, so that the first is on its way to the store before the next is begun; `shared` joins small blocks
+    of several partitions; new blocks are begun under the newest of `rule_sets`."""
 
     group: Group
     writer: LogWriter
@@ -118,6 +119,7 @@ class Outside(msgspec.Struct, frozen=True):
     io: Executor
     inserting: asyncio.Semaphore
     closing: asyncio.Semaphore
+    building: asyncio.Lock
     shared: SharedInserts
     topic_rejects: str
     topic_changelog: str
@@ -453,13 +455,14 @@ class Session:
             await asyncio.gather(full, turn, return_exceptions=True)
 
     async def _turn(self) -> None:
-        """Once the block's time is up: until the store has taken the partition's last one and few others wait for it.
+        """Once the block's time is up: until the store has taken the partition's last one and what others share.
         What a block costs the store hardly depends on its events: one that closed now would only wait, and the events
         that come meanwhile would need one more."""
         await asyncio.sleep(self._limits.close_s)
         with suppress(TimeoutError):
             async with asyncio.timeout(_OPEN_LONGER_S):
                 await self._none_waits.wait()
+                await self._out.shared.until_none_is_under_way()
                 await self._out.closing.acquire()
                 self._turn_taken = True
 
@@ -510,7 +513,7 @@ class Session:
             found = dict(self._table.get_many(keys))
             return lines, found, self._table.may_be_expired([key for key in keys if key not in found])
 
-        def finish() -> Block:
+        def finish(lines: Any, found: dict[bytes, bytes]) -> Block:
             return finish_block(
                 self._place,
                 lines,
@@ -523,12 +526,18 @@ class Session:
                 rule_sets=self._out.rule_sets,
             )
 
-        lines, found, unsure = await self._cpu(read)
-        if unsure:
+        def build() -> tuple[Any, dict[bytes, bytes], list[bytes], Block | None]:
+            lines, found, unsure = read()
+            return lines, found, unsure, None if unsure else finish(lines, found)
+
+        async with self._out.building:
+            lines, found, unsure, block = await self._cpu(build)
+        if block is None:
             # whatever its timestamp: "once" has no end date
             found |= await self._store(lambda: self._out.blocks.find(self._partition, unsure))
             self.standing.recalled += len(unsure)
-        block = await self._cpu(finish)
+            async with self._out.building:
+                block = await self._cpu(finish, lines, found)
         self.standing.build_s += time.monotonic() - started
         return block
 

@@ -14,7 +14,6 @@ send it again. Therefore:
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
 from enum import Enum
 from typing import Any, Final
 
@@ -26,7 +25,8 @@ from pipeline.stages.sink import Block
 
 _RETRY_FIRST_S: Final = 0.1
 _RETRY_MAX_S: Final = 5.0
-_COMING_S: Final = 0.2  # so that partitions fall into step; past that each goes on as it comes
+_COMING_S: Final = 0.2  # for each, so that partitions fall into step; past that each goes on as it comes
+_ALL_COMING_S: Final = 1.0
 _log = structlog.get_logger(__name__)
 
 
@@ -113,7 +113,9 @@ class SharedInserts:
         self._waiting: list[_Member] = []
         self._closed: set[tuple[int, int]] = set()
         self._coming: set[tuple[int, int]] = set()  # those of them that are still built, stated, or told to the ledger
-        self._all_came = asyncio.Event()
+        self._one_came = asyncio.Event()
+        self._none_under_way = asyncio.Event()
+        self._none_under_way.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._gathering = False
 
@@ -154,6 +156,10 @@ class SharedInserts:
             self._begin(self._gather())
         return await member.done
 
+    async def until_none_is_under_way(self) -> None:
+        """Returns once a block that closes now need not wait for an insert of several."""
+        await self._none_under_way.wait()
+
     async def drain(self) -> None:
         """Lets what waits be sent, for a lease at most. The sessions must be over."""
         if self._tasks:
@@ -191,17 +197,21 @@ class SharedInserts:
             self._gathering = False
 
     async def _let_come(self) -> None:
-        """Waits a moment for blocks that are on their way here: one that just misses an insert needs one more."""
-        if self._coming:
-            self._all_came.clear()
-            with suppress(TimeoutError):
+        """Waits for blocks that are on their way here, as long as each comes a moment after the one before: one that
+        just misses an insert needs one more."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + _ALL_COMING_S
+        while self._coming and loop.time() < end_s:
+            self._one_came.clear()
+            try:
                 async with asyncio.timeout(_COMING_S):
-                    await self._all_came.wait()
+                    await self._one_came.wait()
+            except TimeoutError:
+                return
 
     def _comes_no_more(self, partition: int, start: int) -> None:
         self._coming.discard((partition, start))
-        if not self._coming:
-            self._all_came.set()
+        self._one_came.set()
 
     def _take(self) -> list[_Member]:
         """The first that wait, as many as fit; at least one."""
@@ -251,6 +261,7 @@ class SharedInserts:
         if not blocks:
             return True
         deadline_ms = looked_ms + self.limits.deadline_ms // 2
+        self._none_under_way.clear()
         try:
             await asyncio.get_running_loop().run_in_executor(self._io, self._insert, blocks, insert.token, deadline_ms)
         except (StoreUnavailable, StoreError) as error:
@@ -260,6 +271,8 @@ class SharedInserts:
         except Exception as error:  # noqa: BLE001 - a fault of the program: every session that waits raises it
             insert.end(error)
             return True
+        finally:
+            self._none_under_way.set()
         insert.end(Sent.DOUBTFUL if insert.error else Sent.DONE)
         return True
 

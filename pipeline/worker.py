@@ -138,6 +138,7 @@ class Worker:
         self._shared = SharedInserts(self._blocks.insert_together, self._io, _now_ms, self._inserting, limits)
         # blocks that go together wait for nobody; else one is built while the others are inserted
         self._closing = asyncio.Semaphore(settings.partitions if limits.lease_ms else settings.inserts_max + 1)
+        self._building = asyncio.Lock()
         self._sessions: dict[int, tuple[Session, asyncio.Task[None]]] = {}
         self._ends: dict[int, int] = {}
         self._looked: dict[int, int] = {}
@@ -265,6 +266,7 @@ class Worker:
             io=self._io,
             inserting=self._inserting,
             closing=self._closing,
+            building=self._building,
             shared=self._shared,
             topic_rejects=settings.topic_rejects,
             topic_changelog=settings.topic_changelog,

@@ -30,6 +30,7 @@ _WHOLE: Final = {
 }
 _CELLS: Final = "RowBinaryWithNamesAndTypes"  # knows states of aggregate functions, and refuses what does not fit
 _FAR: Final = datetime(2200, 1, 1, tzinfo=UTC)
+_REPEATS_LINGER_S: Final = 0.1  # beside an insert that takes longer: one for all partitions whose blocks go together
 _PAGE_IDS: Final = 500_000  # 8 MB
 _FIND_AT_ONCE: Final = 2_000  # of 40 characters each in the request
 
@@ -49,7 +50,7 @@ class BlockStore:
             lambda rows: store.insert_arrow("blocks", _ledger(rows))
         )
         self._repeats: TogetherWriter[pa.RecordBatch] = TogetherWriter(
-            lambda batches: store.insert_arrow("repeats", pa.Table.from_batches(batches))
+            lambda batches: store.insert_arrow("repeats", pa.Table.from_batches(batches)), linger_s=_REPEATS_LINGER_S
         )
 
     def now_ms(self) -> int:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.catalog_input import (
+    FILTER_PATHS_MAX,
     CatalogError,
     account_from,
     customer_from,
@@ -117,6 +118,7 @@ FEATURES = st.fixed_dictionaries(
         "filter": st.dictionaries(
             st.text(min_size=1, max_size=5),
             st.lists(st.text(max_size=3) | st.integers(-9, 9) | st.booleans(), min_size=1),
+            max_size=FILTER_PATHS_MAX,
         ),
         "metadata": st.dictionaries(st.text(max_size=3), st.integers() | st.none() | st.text(max_size=3), max_size=3),
         "effective_from": st.sampled_from(["1970-01-01T00:00:00Z", "2026-08-01T12:00:00.000001+05:45"]),

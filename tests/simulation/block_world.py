@@ -385,6 +385,7 @@ class SimWorker:
         self.io = _Thread(self, self._io_s, serial=False)
         self.inserting = asyncio.Semaphore(1)  # the least there can be: partitions wait for each other
         self.closing = asyncio.Semaphore(world.partitions if world.shared_lease_ms else 2)
+        self.building = asyncio.Lock()
         self.shared = SharedInserts(
             world.blocks.insert_together,
             self.io,
@@ -633,6 +634,7 @@ class World:
             io=worker.io,
             inserting=worker.inserting,
             closing=worker.closing,
+            building=worker.building,
             shared=worker.shared,
             topic_rejects=REJECTS,
             topic_changelog=CHANGELOG,

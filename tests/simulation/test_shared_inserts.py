@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from block_world import SHARED_DEADLINE_MS, SHARED_LEASE_MS, Violation, World, event_line
+from block_world import SHARED_DEADLINE_MS, SHARED_LEASE_MS, Violation, World, _Thread, event_line
 from test_session import id_in, record_commits, until
 from virtual_loop import run_virtually
 
@@ -95,6 +95,35 @@ def test_small_blocks_go_together_while_the_store_is_busy() -> None:
         await world.run()
         assert max(inserts) == PARTITIONS - 1  # that of the first is under way
         assert len(inserts) < len(world.blocks.ledger) * 3 / 4
+
+    run_virtually(go)
+
+
+@pytest.mark.parametrize("late_s", [0.1, 0.3, 0.5])
+def test_partitions_that_are_out_of_step_fall_into_it(late_s: float) -> None:
+    """Two whose events come later than those of the others: else inserts of some alternate with inserts of others, and
+    every event waits for two."""
+
+    async def go() -> None:
+        world = World(partitions=PARTITIONS, rows_max=1_000)
+        sizes: list[int] = []
+        together = world.blocks.insert_together
+
+        def insert(blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
+            sizes.append(len(blocks))
+            together(blocks, token, deadline_ms)
+
+        world.blocks.insert_together = insert  # type: ignore[method-assign]
+        worker = world.workers[0]
+        worker.start()
+        worker.store_takes_s = 0.02
+        worker.shared._io = _Thread(worker, lambda: 0.5, serial=False)
+        for number in range(100):
+            for partition in range(PARTITIONS) if number * 0.1 >= late_s else range(2):
+                world.produce(partition, [event_line(id_in(partition, number, PARTITIONS), 1)])
+            await asyncio.sleep(0.1)
+        assert set(sizes[4:]) == {PARTITIONS}
+        await world.run()
 
     run_virtually(go)
 
