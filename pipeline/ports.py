@@ -339,8 +339,8 @@ class Blocks(Protocol):
         """Epoch and end of the last block that ends at or before that offset, and whose events were all appended
         before that time where one is given."""
 
-    def write_ledger(self, block: Block, stated_ms: int) -> None:
-        """The block's rows of the ledger; idempotent."""
+    def write_ledger(self, block: Block, stated_ms: int, linger_s: float = 0.0) -> None:
+        """The block's rows of the ledger; idempotent. Waits so long for blocks of other partitions at most."""
 
     def insert(self, block: Block, deadline_ms: int) -> None:
         """All rows in one insert under the block's token; refused past the deadline."""

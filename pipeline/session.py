@@ -58,6 +58,7 @@ _RETRY_FIRST_S: Final = 0.1
 _RETRY_MAX_S: Final = 5.0
 _BUFFERED_BLOCKS: Final = 1  # fetched ahead, in blocks' worth, before the partition is paused
 _OPEN_LONGER_S: Final = 2.0  # at most, while others wait for the store: one partition's trouble is not another's
+_LEDGER_LINGER_S: Final = 0.03  # blocks that go together are stated within so long
 _RESTORE_ENTRIES: Final = 50_000
 _WRITES_AT_ONCE: Final = (
     500  # all lines of a large block at once would wait for each other past their time-out, for ever
@@ -438,6 +439,7 @@ class Session:
             self._regulate()
             version = await self._catalog_for(taken)
             self._next = await self._build(taken, version, max(self._out.rule_sets))
+            self._out.shared.built(self._partition, taken.start)
             del taken  # the block does not need them any more, and may wait for long
             self._next_taken.clear()
             self._next_ready.set()
@@ -455,16 +457,19 @@ class Session:
             await asyncio.gather(full, turn, return_exceptions=True)
 
     async def _turn(self) -> None:
-        """Once the block's time is up: until the store has taken the partition's last one and what others share.
-        What a block costs the store hardly depends on its events: one that closed now would only wait, and the events
-        that come meanwhile would need one more."""
-        await asyncio.sleep(self._limits.close_s)
+        """Once the block's time is up, or others close theirs: until the store has the partition's last one, and is
+        about to end what others share. What a block costs the store hardly depends on its events: one that closed
+        sooner would only wait, and the events that come meanwhile would need one more."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.close_s):
+                await self._out.shared.until_others_close()
         with suppress(TimeoutError):
             async with asyncio.timeout(_OPEN_LONGER_S):
                 await self._none_waits.wait()
-                await self._out.shared.until_none_is_under_way()
+                await self._out.shared.until_one_may_close()
                 await self._out.closing.acquire()
                 self._turn_taken = True
+        self._out.shared.closes()
 
     def _waits_no_more(self, start: int) -> None:
         """The store has taken the block that begins there, or the session is over."""
@@ -548,7 +553,7 @@ class Session:
         intent = self._intent(block)
         await self._commit(block.start, intent)
         self._out.fail_point("intent_committed")
-        await self._take_next(block)
+        self._take_next()
         return block, intent
 
     def _intent(self, block: Block) -> Intent:
@@ -565,22 +570,21 @@ class Session:
             raise AssertionError("the builder ended without a block or an error")
         return self._next
 
-    async def _take_next(self, block: Block) -> None:
+    def _take_next(self) -> None:
         self._next = None
         self._next_ready.clear()
-        await self._now_stated(block)
-        self._next_taken.set()
 
     async def _now_stated(self, block: Block) -> None:
         """The block's ids go into the table, before the next block is built."""
         await self._cpu(self._table.put, block.sightings)
         self._out.fail_point("table_written")
+        self._next_taken.set()
 
     async def _store_block(self, block: Block, intent: Intent, *, recovered: bool) -> None:
         """Steps 6 to 8, and 9 without the commit."""
         started = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._effects(block))
+            tasks.create_task(self._effects(block, recovered=recovered))
             tasks.create_task(self._rows(block, intent, recovered=recovered)).add_done_callback(
                 lambda _: self._waits_no_more(block.start)
             )
@@ -600,13 +604,16 @@ class Session:
         self._note(block)
         if following is None or intent is None:
             return None
-        await self._take_next(following)
+        self._take_next()
         return following, intent
 
     # -- effects outside the store
 
-    async def _effects(self, block: Block) -> None:
-        """Forwards, rejects, repeats and the changelog: each at least once, all acknowledged."""
+    async def _effects(self, block: Block, *, recovered: bool) -> None:
+        """The table, forwards, rejects, repeats and the changelog: each at least once, all acknowledged. The table's
+        marker goes by the changelog, so its entries come first; the store need not wait for them."""
+        if not recovered:
+            await self._now_stated(block)
         await self._forward(block)
         await self._reject(block)
         self._out.fail_point("before_changelog")
@@ -680,7 +687,7 @@ class Session:
             return holder.intent.stated_ms
 
         self._out.fail_point("before_insert")
-        sent = await self._out.shared.insert(block, holder.intent.stated_ms, restate)
+        sent = await self._out.shared.insert(block, holder.intent.stated_ms, restate, self._none_waits.set)
         if sent is Sent.GIVEN_UP:
             return await self._look_for_shared(block, holder)
         self._out.fail_point("inserted")
@@ -738,7 +745,8 @@ class Session:
             if state is _Lease.INSERT and self._too_old(holder):
                 state = await self._renew(block, holder)
             try:
-                await self._io(self._out.blocks.write_ledger, block, holder.intent.stated_ms)
+                linger_s = _LEDGER_LINGER_S if holder.intent.shared else 0.0
+                await self._io(self._out.blocks.write_ledger, block, holder.intent.stated_ms, linger_s)
             except (StoreUnavailable, StoreError) as error:
                 wait_s = await self._pause_after(error, "ledger", wait_s)
             else:

@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from pipeline.pace import Pace
 from pipeline.ports import StoreError, StoreUnavailable
 from pipeline.stages.sink import Block
 
@@ -59,12 +60,15 @@ class Sent(Enum):
 class _Member:
     """A block on its way. `done` is cancelled with its session."""
 
-    __slots__ = ("block", "done", "restate", "stated_ms")
+    __slots__ = ("begun", "block", "done", "restate", "stated_ms")
 
-    def __init__(self, block: Block, stated_ms: int, restate: Callable[[], Awaitable[int]]) -> None:
+    def __init__(
+        self, block: Block, stated_ms: int, restate: Callable[[], Awaitable[int]], begun: Callable[[], None]
+    ) -> None:
         self.block = block
         self.stated_ms = stated_ms
         self.restate = restate
+        self.begun = begun
         self.done: asyncio.Future[Sent] = asyncio.get_running_loop().create_future()
 
 
@@ -114,8 +118,7 @@ class SharedInserts:
         self._closed: set[tuple[int, int]] = set()
         self._coming: set[tuple[int, int]] = set()  # those of them that are still built, stated, or told to the ledger
         self._one_came = asyncio.Event()
-        self._none_under_way = asyncio.Event()
-        self._none_under_way.set()
+        self._pace = Pace()
         self._tasks: set[asyncio.Task[None]] = set()
         self._gathering = False
 
@@ -123,17 +126,23 @@ class SharedInserts:
         """A session has closed the block that begins there."""
         self._closed.add((partition, start))
         self._coming.add((partition, start))
+        self._pace.closed((partition, start))
+
+    def built(self, partition: int, start: int) -> None:
+        """It has been built, and waits to be stated."""
+        self._pace.built((partition, start))
 
     def stored(self, partition: int, start: int) -> None:
         """The store has taken it, or its session is over."""
         self._closed.discard((partition, start))
+        self._pace.built((partition, start))
         self._comes_no_more(partition, start)
 
     def wanted(self, block: Block) -> bool:
         """Whether the block, closed and about to be stated, shall go with others: it is small, and there are some."""
         wanted = (
             self.limits.lease_ms > 0
-            and len(self._closed) > 1
+            and any(partition != block.partition for partition, _ in self._closed)
             and block.rows is not None
             and block.rows.num_rows <= self.limits.rows_max // 4
         )
@@ -141,14 +150,16 @@ class SharedInserts:
             self._comes_no_more(block.partition, block.start)
         return wanted
 
-    async def insert(self, block: Block, stated_ms: int, restate: Callable[[], Awaitable[int]]) -> Sent:
+    async def insert(
+        self, block: Block, stated_ms: int, restate: Callable[[], Awaitable[int]], begun: Callable[[], None]
+    ) -> Sent:
         """Sends the block with those that wait as well, again and again where the outcome is unknown.
 
-        `restate` commits the block's statement anew and gives the new one's time; it raises when the session is no
-        longer the owner, which then is raised here. Cancelled before the block was sent, it is sent once all the same,
-        while its statement allows that.
+        `begun` is called whenever it is sent. `restate` commits the block's statement anew and gives the new one's
+        time; it raises when the session is no longer the owner, which then is raised here. Cancelled before the block
+        was sent, it is sent once all the same, while its statement allows that.
         """
-        member = _Member(block, stated_ms, restate)
+        member = _Member(block, stated_ms, restate, begun)
         self._waiting.append(member)
         self._comes_no_more(block.partition, block.start)
         if not self._gathering:
@@ -156,9 +167,18 @@ class SharedInserts:
             self._begin(self._gather())
         return await member.done
 
-    async def until_none_is_under_way(self) -> None:
-        """Returns once a block that closes now need not wait for an insert of several."""
-        await self._none_under_way.wait()
+    async def until_others_close(self) -> None:
+        """Returns once a block of another partition closes that goes with others."""
+        await self._pace.until_others_close()
+
+    def closes(self) -> None:
+        """A block closes before it is full."""
+        if self.limits.lease_ms > 0:
+            self._pace.closes()
+
+    async def until_one_may_close(self) -> None:
+        """Returns once a block that closes now need not wait, when it is built, for an insert of several."""
+        await self._pace.until_one_may_close()
 
     async def drain(self) -> None:
         """Lets what waits be sent, for a lease at most. The sessions must be over."""
@@ -261,7 +281,10 @@ class SharedInserts:
         if not blocks:
             return True
         deadline_ms = looked_ms + self.limits.deadline_ms // 2
-        self._none_under_way.clear()
+        self._pace.insert_begins(sum(block.rows.num_rows for block in blocks if block.rows is not None))
+        for member in members:
+            member.begun()
+        done = False
         try:
             await asyncio.get_running_loop().run_in_executor(self._io, self._insert, blocks, insert.token, deadline_ms)
         except (StoreUnavailable, StoreError) as error:
@@ -271,8 +294,10 @@ class SharedInserts:
         except Exception as error:  # noqa: BLE001 - a fault of the program: every session that waits raises it
             insert.end(error)
             return True
+        else:
+            done = True
         finally:
-            self._none_under_way.set()
+            self._pace.insert_ends(done=done)
         insert.end(Sent.DOUBTFUL if insert.error else Sent.DONE)
         return True
 

@@ -91,6 +91,7 @@ class CatalogOfSessions:
         self._gate = gate
         self._topic = topic
         self._mappers = Mappers(client.catalog)
+        self._asking: asyncio.Task[int] | None = None
 
     def version(self) -> int:
         """The last version that was read."""
@@ -105,7 +106,15 @@ class CatalogOfSessions:
         await self._client.wait_for(version)
 
     async def end(self) -> int:
-        """The version that the log's end stands for, once it is read. Raises CatalogUnavailable, LogUnavailable."""
+        """The version that the log's end stands for, once it is read. Raises CatalogUnavailable, LogUnavailable. One
+        question for all who ask before it is on its way: partitions close their blocks together."""
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self) -> int:
+        await asyncio.sleep(0)
+        self._asking = None  # whoever comes from now on may have seen what this question's answer lacks
         end = (await self._gate.ends([0], topic=self._topic))[0] - 1
         await self._client.wait_for(end)
         return self._client.catalog.version
@@ -137,7 +146,7 @@ class Worker:
         limits = _shared_limits(settings)
         self._shared = SharedInserts(self._blocks.insert_together, self._io, _now_ms, self._inserting, limits)
         # blocks that go together wait for nobody; else one is built while the others are inserted
-        self._closing = asyncio.Semaphore(settings.partitions if limits.lease_ms else settings.inserts_max + 1)
+        self._closing = asyncio.Semaphore(2 * settings.partitions if limits.lease_ms else settings.inserts_max + 1)
         self._building = asyncio.Lock()
         self._sessions: dict[int, tuple[Session, asyncio.Task[None]]] = {}
         self._ends: dict[int, int] = {}

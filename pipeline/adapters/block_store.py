@@ -50,7 +50,7 @@ class BlockStore:
             lambda rows: store.insert_arrow("blocks", _ledger(rows))
         )
         self._repeats: TogetherWriter[pa.RecordBatch] = TogetherWriter(
-            lambda batches: store.insert_arrow("repeats", pa.Table.from_batches(batches)), linger_s=_REPEATS_LINGER_S
+            lambda batches: store.insert_arrow("repeats", pa.Table.from_batches(batches))
         )
 
     def now_ms(self) -> int:
@@ -149,9 +149,9 @@ class BlockStore:
         ).rows
         return (rows[0][0], rows[0][1]) if rows else None
 
-    def write_ledger(self, block: Block, stated_ms: int) -> None:
+    def write_ledger(self, block: Block, stated_ms: int, linger_s: float = 0.0) -> None:
         """The block's rows of the ledger; the same block written again replaces itself. Blocks of several partitions go
-        in one insert where they come while one is under way."""
+        in one insert where they come while one is under way, or the first one lingers."""
         counts = block.counts
         head = {
             "topic": block.topic,
@@ -182,7 +182,7 @@ class BlockStore:
             {"month": m.month, "rows": m.rows, "value_sum": m.value_sum, "id_hash_sum": m.id_hash_sum}
             for m in block.months
         ]
-        self._ledger.write([{**head, **row} for row in (whole, *months)])
+        self._ledger.write([{**head, **row} for row in (whole, *months)], linger_s=linger_s)
 
     # -- rows
 
@@ -267,7 +267,7 @@ class BlockStore:
         """Duplicates and conflicts by position, one row each; idempotent by position. Those of several partitions go in
         one insert where they come while one is under way."""
         if block.repeats is not None:
-            self._repeats.write([block.repeats])
+            self._repeats.write([block.repeats], linger_s=_REPEATS_LINGER_S)
 
     def write_progress(self, rows: Sequence[Progress]) -> None:
         """How far the partitions are counted."""

@@ -97,7 +97,7 @@ class MemoryBlocks:
         ]
         return max((end for end in ends if end <= (epoch, offset)), default=None)
 
-    def write_ledger(self, block: Block, stated_ms: int) -> None:
+    def write_ledger(self, block: Block, stated_ms: int, linger_s: float = 0.0) -> None:
         """The block's entry; the same block written again replaces itself."""
         self.ledger[block_name(block)] = Entry(block, block.intent(stated_ms))
 

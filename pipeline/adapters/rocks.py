@@ -23,6 +23,7 @@ from rocksdict import (
     CompactOptions,
     DbClosedError,
     DBCompressionType,
+    Env,
     Options,
     Rdict,
     ReadOptions,
@@ -73,6 +74,7 @@ class Tables:
         self._write_buffers = WriteBufferManager.new_write_buffer_manager_with_cache(
             4 * self._write_buffer_bytes * tables, False, self._cache
         )
+        Env().lower_thread_pool_cpu_priority()  # compactions: one that runs beside the building makes it take thrice
 
     def open(self, name: str) -> "SightingTable":
         """Opens or makes a table; blocks. Raises OSError when the disk refuses."""

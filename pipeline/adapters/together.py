@@ -19,23 +19,23 @@ class _Waiting(Generic[_T]):
 
 class TogetherWriter(Generic[_T]):
     """Joins writes of several threads. Only for rows that may be written again at will: where a shared write fails,
-    it fails for all who share it. `linger_s`: how long the first one waits for others."""
+    it fails for all who share it."""
 
-    def __init__(self, write: Callable[[Sequence[_T]], None], *, linger_s: float = 0.0) -> None:
+    def __init__(self, write: Callable[[Sequence[_T]], None]) -> None:
         self._write = write
-        self._linger_s = linger_s
         self._waiting: list[_Waiting[_T]] = []
         self._lock = threading.Lock()
         self._writing = threading.Lock()
 
-    def write(self, rows: Sequence[_T]) -> None:
-        """Returns once `rows` are written, raises what their write raised. Blocks for two writes and waits at most."""
+    def write(self, rows: Sequence[_T], *, linger_s: float = 0.0) -> None:
+        """Returns once `rows` are written, raises what their write raised. Blocks for two writes and waits at most.
+        `linger_s`: how long one that is the first waits for others."""
         mine = _Waiting(rows)
         with self._lock:
             self._waiting.append(mine)
         with self._writing:  # whoever comes first writes for all who came meanwhile
             if not mine.done:
-                time.sleep(self._linger_s)
+                time.sleep(linger_s)
                 self._write_all()
         if mine.error is not None:
             raise mine.error

@@ -5,6 +5,8 @@ with a file lock of the operating system, which a killed process cannot leave be
 that is found there means nothing by itself.
 """
 
+import os
+import shlex
 import socket
 import struct
 import subprocess
@@ -17,6 +19,10 @@ from typing import NamedTuple
 from pipeline.local import jars
 from pipeline.local.part import Part, PartError
 
+JVM_OPTIONS = "KAFKA_JVM_PERFORMANCE_OPTS"
+"""The variable by which Kafka's own start script is told the compiler and the garbage collector."""
+
+_JVM_OPTIONS = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"  # quick to start; the optimizing compiler wants half a minute
 _FORMAT_S = 120
 _PROPERTIES = """\
 # Written by `tally up` at every start; changes here are lost.
@@ -105,13 +111,13 @@ def broker_part(
         )
     )
     logging.write_text(_LOGGING)
-    java = [str(jars.java()), f"-Dlog4j2.configurationFile={logging}", "-XX:+UseSerialGC", "-cp", classes]
+    java = [str(jars.java()), f"-Dlog4j2.configurationFile={logging}", "-cp", classes]
     if not (data / "meta.properties").exists():
         _format(java, properties)
     quiet = ["--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED"]
     argv = [
         java[0],
-        "-XX:TieredStopAtLevel=1",
+        *shlex.split(os.environ.get(JVM_OPTIONS, _JVM_OPTIONS)),
         "-Xms128m",
         "-Xmx512m",
         *quiet,
@@ -151,7 +157,7 @@ def _read(peer: socket.socket, size: int) -> bytes:
 def _format(java: list[str], properties: Path) -> None:
     """Give the storage its identity. Interrupted half-way, it is simply done again."""
     tool = ["kafka.tools.StorageTool", "format", "--ignore-formatted", "-t", cluster_id(uuid.uuid4().bytes)]
-    command = [java[0], "-XX:TieredStopAtLevel=1", *java[1:], *tool, "-c", str(properties)]
+    command = [java[0], *shlex.split(_JVM_OPTIONS), *java[1:], *tool, "-c", str(properties)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_FORMAT_S, check=False)  # noqa: S603 - own command
     except (OSError, subprocess.TimeoutExpired) as error:

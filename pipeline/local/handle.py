@@ -28,6 +28,7 @@ _ERROR_NAME = re.compile(r"\(([A-Z][A-Z0-9_]+)\)(?: \(version [^)]*\))*\.?\s*$")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MERGING_THREAD = "MergeMutate"
 _MERGING_NICE = 19
+_LARGE_BYTES = 512 << 10  # an insert's, which then has the engine to itself
 SPOOL_PREFIX = "insert-"
 
 
@@ -113,7 +114,8 @@ class Handle:
                 file.write(piece)
             file.flush()
             source = f" FROM INFILE {quote(file.name)} COMPRESSION 'none' FORMAT {format_name}"
-            with self._inserting, _engine_errors():
+            alone = self._inserting if file.tell() >= _LARGE_BYTES else contextlib.nullcontext()
+            with alone, _engine_errors():
                 result = self._connection.query(sql + source.encode(), "TabSeparated")
         # what such a statement has read is what it was given; it counts no rows as written
         return Output(b"", 0, 0, result.rows_read(), result.bytes_read())
@@ -153,8 +155,8 @@ class Engine:
             left.unlink()  # of a process that was killed
         cache_bytes = memory_bytes_max // 8
         self._address = f"{folder}?max_server_memory_usage={memory_bytes_max}&mark_cache_size={cache_bytes}"
-        # Two inserts at once take 6 to 8 % more processor time than one after the other: they share the caches. What is
-        # still on its way does not wait for this.
+        # Two large inserts at once take 6 to 8 % more processor time than one after the other: they share the caches.
+        # What is still on its way does not wait for this.
         self._inserting = threading.Lock()
         self._root = self._connect()
         with self.open() as handle:

@@ -25,6 +25,7 @@ from pipeline.settings import Settings
 
 _EVENTS: Final = 500_000
 _EVENTS_QUICK: Final = 60_000
+_TIMES_OF_SEVERAL: Final = 3  # the first worker counts some while the others begin
 _QUICK_SHARE: Final = 50  # quick: a fiftieth of the ids
 _SECONDS_MAX: Final = 300.0
 _LOOK_S: Final = 0.1
@@ -73,7 +74,7 @@ class Growth:
         self._runs = runs
         self._quick = quick
         self._say = say
-        self._events: dict[tuple[float, int, bool], list[Event]] = {}
+        self._events: dict[tuple[int, float, int, bool], list[Event]] = {}
         self._tables: dict[int, Filled] = {}
         self.made: list[dict[str, Any]] = []
 
@@ -120,7 +121,8 @@ class Growth:
 
     def _data(self, case: Case) -> Data:
         number = _EVENTS_QUICK if self._quick else _EVENTS
-        key = case.duplicates, case.days, case.month_end
+        number *= 1 if case.workers == 1 else _TIMES_OF_SEVERAL
+        key = number, case.duplicates, case.days, case.month_end
         if key not in self._events:
             self._events[key] = list(
                 events(number, seed=2, duplicates=case.duplicates, days=case.days, month_end=case.month_end)

@@ -33,8 +33,11 @@ from pipeline.ports import StoreError, StoreUnavailable
 from pipeline.settings import Settings
 
 LIST: Final = 100
+#: What the broker's Java is told: with its optimizing compiler, as Kafka's own start script leaves it.
+JVM: Final = "-XX:+UseSerialGC"
 _CUSTOMER: Final = "latency-probe"
 _SECONDS: Final = 15.0
+_SECONDS_CARRIED: Final = 45.0  # twice what the broker's compiler takes beside a full load
 _SECONDS_HALF: Final = 45.0  # what the target is about: p99 of lists is of 180 of them, not the longest of 60
 _SECONDS_QUICK: Final = 5.0
 _WARM_S: Final = 3.0
@@ -59,10 +62,11 @@ class Level:
 
 @dataclass(slots=True)
 class Probes:
-    """Requests by their name: how many events each has, when it was answered and when it was countable, in seconds of
-    `time.perf_counter`."""
+    """Requests by their name: how many events each has and their timestamp, when it was answered and when it was
+    countable, in seconds of `time.perf_counter`."""
 
     sizes: dict[str, int] = field(default_factory=dict)
+    timestamps: dict[str, datetime] = field(default_factory=dict)
     answered: dict[str, float] = field(default_factory=dict)
     countable: dict[str, float] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
@@ -75,6 +79,11 @@ class Probes:
     def open(self) -> list[str]:
         """Requests that were answered and are not countable yet."""
         return [name for name in list(self.answered) if name not in self.countable]
+
+    def since(self) -> datetime:
+        """The earliest timestamp of a request that is not countable yet, answered or not."""
+        waiting = [when for name, when in list(self.timestamps.items()) if name not in self.countable]
+        return min(waiting, default=datetime.now(UTC))
 
     def events(self) -> int:
         """Events of all requests that were answered."""
@@ -93,7 +102,7 @@ class Latency:
     def rows(self) -> list[dict[str, Any]]:
         """A row for each load. Raises BenchError and what the clients raise."""
         seconds, seconds_half = (_SECONDS_QUICK, _SECONDS_QUICK) if self._quick else (_SECONDS, _SECONDS_HALF)
-        full = self._carried(self._backlog_per_s or self._capacity(), seconds)
+        full = self._carried(self._backlog_per_s or self._capacity(), seconds if self._quick else _SECONDS_CARRIED)
         half = int(full / 2 * seconds_half)
         load = list(events(half + int(full * seconds), seed=4))
         levels = (
@@ -233,7 +242,8 @@ class _Prober:
         for number in range(max(1, int(rate * seconds))):
             time.sleep(max(0.0, began + number / rate - time.perf_counter()))
             name = f"{self._level.name}-{size}-{number}"
-            body, kind = probe(name, size, datetime.now(UTC))
+            self.probes.timestamps[name] = now = datetime.now(UTC)
+            body, kind = probe(name, size, now)
             try:
                 connection.request("POST", path, body, {**self._headers, "Content-Type": kind})
                 answer = connection.getresponse()
@@ -253,14 +263,15 @@ class _Prober:
         probes = self.probes
         sql = (  # constants and a name that the settings have checked
             f"SELECT splitByChar('/', transaction_id)[1] AS request, count() FROM {self._settings.database}.events "
-            f"WHERE account = '{ACCOUNT}' AND client_id = '{_CUSTOMER}' "
+            f"WHERE account = '{ACCOUNT}' AND client_id = '{_CUSTOMER}' AND timestamp >= {{}} "
             f"AND startsWith(transaction_id, '{self._level.name}-') GROUP BY request"
         )
         seen: Mapping[str, int] = {}
         while not self._over.is_set():
             # also of requests whose answer is still on its way: they are countable before it
             try:
-                seen = dict(self._place.query(sql))
+                since = f"'{probes.since():%Y-%m-%d %H:%M:%S.%f}'"  # spares the store the parts that are older
+                seen = dict(self._place.query(sql.format(since)))
             except (StoreError, StoreUnavailable) as error:
                 probes.faults.append(str(error))
             now = time.perf_counter()

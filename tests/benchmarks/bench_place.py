@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
+from unittest.mock import patch
 
 import psutil
 from bench_events import CATALOG, Event, Expected, envelopes, expected
@@ -25,6 +26,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.kafka_admin import log_bounds
 from pipeline.event import id_hash, partition_of
+from pipeline.local.broker import JVM_OPTIONS
 from pipeline.local.port import choose
 from pipeline.local.stack import Services, start_services
 from pipeline.settings import Settings
@@ -68,10 +70,12 @@ class Timed:
 
 
 class Place:
-    """Broker and engine on their cores; a context that ends both."""
+    """Broker and engine on their cores; a context that ends both. `jvm`: what Java is told for the broker, instead of
+    what lets it start quickly."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, jvm: str | None = None) -> None:
         self.folder = folder
+        self._jvm = {} if jvm is None else {JVM_OPTIONS: jvm}
         self._services: Services
         self._data: dict[str, Data] = {}
         self._asking: dict[str, Consumer] = {}
@@ -80,7 +84,8 @@ class Place:
 
     def __enter__(self) -> Self:
         os.sched_setaffinity(0, OTHER_CORES)  # broker and engine inherit it
-        self._services = start_services(self.folder / "home")
+        with patch.dict(os.environ, self._jvm):
+            self._services = start_services(self.folder / "home")
         self.kafka, self.clickhouse = self._services.kafka, self._services.clickhouse
         self._store = Store(Settings(clickhouse=self.clickhouse, database="default"))
         return self

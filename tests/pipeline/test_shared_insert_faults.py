@@ -79,7 +79,7 @@ async def _sent_by_all(shared: SharedInserts) -> list[Sent | BaseException]:
         return 1_000
 
     async with asyncio.timeout(30):
-        waiting = (shared.insert(_block(partition), 1_000, restate) for partition in range(_PARTITIONS))
+        waiting = (shared.insert(_block(partition), 1_000, restate, lambda: None) for partition in range(_PARTITIONS))
         return await asyncio.gather(*waiting, return_exceptions=True)
 
 

@@ -77,7 +77,7 @@ def test_after_a_failure_the_next_write_is_tried() -> None:
 def test_the_first_one_waits_for_others_where_it_may() -> None:
     """Those who come one after the other share a write, too."""
     writes: list[list[int]] = []
-    writer = TogetherWriter(lambda rows: writes.append(sorted(rows)), linger_s=0.5)
+    writer = TogetherWriter(lambda rows: writes.append(sorted(rows)))
     with ThreadPoolExecutor(WRITERS) as threads:
-        list(threads.map(writer.write, [[number] for number in range(WRITERS)]))
+        list(threads.map(lambda number: writer.write([number], linger_s=0.5), range(WRITERS)))
     assert writes == [list(range(WRITERS))]

@@ -121,10 +121,10 @@ class _Blocks(MemoryBlocks):
         self.world.recalled += len(found)
         return found
 
-    def write_ledger(self, block: Block, stated_ms: int) -> None:
+    def write_ledger(self, block: Block, stated_ms: int, linger_s: float = 0.0) -> None:
         self.world.hiccup()
         self.world.must_be_stated(block, "ledger")
-        super().write_ledger(block, stated_ms)
+        super().write_ledger(block, stated_ms, linger_s)
         self.world.hiccup()
 
     def repair(self, block: Block, landed: Landed) -> None:
@@ -384,7 +384,7 @@ class SimWorker:
         self.cpu = _Thread(self, lambda: world.random.uniform(0, 0.01), serial=True)
         self.io = _Thread(self, self._io_s, serial=False)
         self.inserting = asyncio.Semaphore(1)  # the least there can be: partitions wait for each other
-        self.closing = asyncio.Semaphore(world.partitions if world.shared_lease_ms else 2)
+        self.closing = asyncio.Semaphore(2 * world.partitions if world.shared_lease_ms else 2)
         self.building = asyncio.Lock()
         self.shared = SharedInserts(
             world.blocks.insert_together,

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -123,6 +124,33 @@ def test_partitions_that_are_out_of_step_fall_into_it(late_s: float) -> None:
                 world.produce(partition, [event_line(id_in(partition, number, PARTITIONS), 1)])
             await asyncio.sleep(0.1)
         assert set(sizes[4:]) == {PARTITIONS}
+        await world.run()
+
+    run_virtually(go)
+
+
+def test_the_next_blocks_are_built_when_an_insert_ends() -> None:
+    """An insert takes 0.3 s, building four a quarter of that: otherwise the store would wait for them, each time."""
+
+    async def go() -> None:
+        world = World(partitions=PARTITIONS, rows_max=1_000)
+        begun: list[float] = []
+        together = world.blocks.insert_together
+
+        def insert(blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
+            begun.append(asyncio.get_running_loop().time())
+            together(blocks, token, deadline_ms)
+
+        world.blocks.insert_together = insert  # type: ignore[method-assign]
+        worker = world.workers[0]
+        worker.start()
+        worker.store_takes_s = 0.01
+        worker.cpu = _Thread(worker, lambda: 0.02, serial=True)
+        worker.shared._io = _Thread(worker, lambda: 0.3, serial=False)
+        for number in range(100):
+            more(world, number)
+            await asyncio.sleep(0.1)
+        assert max(later - one for one, later in pairwise(begun[3:])) < 0.3 + PARTITIONS * 0.02
         await world.run()
 
     run_virtually(go)
