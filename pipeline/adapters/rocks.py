@@ -74,7 +74,7 @@ class Tables:
         self._write_buffers = WriteBufferManager.new_write_buffer_manager_with_cache(
             4 * self._write_buffer_bytes * tables, False, self._cache
         )
-        Env().lower_thread_pool_cpu_priority()  # compactions: one that runs beside the building makes it take thrice
+        Env().lower_thread_pool_cpu_priority()  # compactions: they share a core with the building
 
     def open(self, name: str) -> "SightingTable":
         """Opens or makes a table; blocks. Raises OSError when the disk refuses."""

@@ -117,7 +117,7 @@ def broker_part(
     quiet = ["--sun-misc-unsafe-memory-access=allow", "--enable-native-access=ALL-UNNAMED"]
     argv = [
         java[0],
-        *shlex.split(os.environ.get(JVM_OPTIONS, _JVM_OPTIONS)),
+        *_jvm_options(),
         "-Xms128m",
         "-Xmx512m",
         *quiet,
@@ -166,6 +166,14 @@ def _format(java: list[str], properties: Path) -> None:
         raise PartError(
             f"Kafka could not format its storage ({properties}): {done.stderr.strip() or done.stdout.strip()}"
         )
+
+
+def _jvm_options() -> list[str]:
+    text = os.environ.get(JVM_OPTIONS, _JVM_OPTIONS)
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise PartError(f"{JVM_OPTIONS} cannot be read ({error}): {text}") from error
 
 
 def _escaped(path: Path) -> str:

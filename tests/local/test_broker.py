@@ -1,6 +1,7 @@
 """The real broker: its data survive a kill, and its settings are what the worker relies on."""
 
 import uuid
+from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
@@ -12,7 +13,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported at
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.local.broker import answers, cluster_id
+from pipeline.local.broker import JVM_OPTIONS, answers, broker_part, cluster_id
+from pipeline.local.part import PartError
 from pipeline.local.stack import Services
 from pipeline.local.stackfile import port_of
 
@@ -35,6 +37,21 @@ def _consume(address: str, topic: str, count: int) -> list[bytes]:
         values.append(message.value() or b"")
     consumer.close()
     return values
+
+
+def test_java_is_told_what_kafkas_own_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of what lets it start quickly; what cannot be read is refused by the variable's name."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "meta.properties").touch()  # nothing to format
+    quick = broker_part(tmp_path, 1, 2, print).argv
+    monkeypatch.setenv(JVM_OPTIONS, "-XX:+UseG1GC '-Dname=two words'")
+    told = broker_part(tmp_path, 1, 2, print).argv
+    assert told[1:3] == ["-XX:+UseG1GC", "-Dname=two words"]
+    assert "-XX:TieredStopAtLevel=1" in quick
+    assert "-XX:TieredStopAtLevel=1" not in told
+    monkeypatch.setenv(JVM_OPTIONS, "'")
+    with pytest.raises(PartError, match=JVM_OPTIONS):
+        broker_part(tmp_path, 1, 2, print)
 
 
 @given(st.binary(min_size=16, max_size=16))
