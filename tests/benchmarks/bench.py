@@ -28,7 +28,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -388,21 +388,20 @@ def all_runs(place: Place, competitors: Sequence[Competitor], options: argparse.
             yield row
 
 
-def new_place(folder: Path, part: str, jvm: str | None = None) -> Place:
+def new_place(folder: Path, part: str, jvm: str | None = None, cores: Collection[int] = OTHER_CORES) -> Place:
     """Broker and engine of one part, so that none is measured beside what others have left behind."""
     (folder / part).mkdir()
-    return Place(folder / part, jvm)
+    return Place(folder / part, jvm, cores)
 
 
 def ask_queries(place: Place, facts: int) -> dict[str, Any]:
-    """Questions over so many facts in a database of their own, with the engine on all cores."""
+    """Questions over so many facts in a database of their own."""
     settings = place.fresh("bench.queries", "queries")
     store = Store(settings)
     try:
-        with place.engine_everywhere() as engine_cpu_s:
-            return measure_queries(
-                store, settings, facts, threads=len(ALL_CORES), engine_cpu_s=engine_cpu_s, say=_console.print
-            )
+        return measure_queries(
+            store, settings, facts, threads=len(ALL_CORES), engine_cpu_s=place.engine_cpu_s, say=_console.print
+        )
     finally:
         store.close()
         place.drop(settings.database)
@@ -458,7 +457,7 @@ def main() -> None:
             kept("latency", wait(place, options, results))
     if "queries" in wanted:
         try:
-            with new_place(folder, "queries") as place:
+            with new_place(folder, "queries", cores=ALL_CORES) as place:
                 kept("queries", ask_queries(place, options.facts))
         except (StoreError, StoreUnavailable) as error:
             failed = True

@@ -71,10 +71,13 @@ class Timed:
 
 class Place:
     """Broker and engine on their cores; a context that ends both. `jvm`: what Java is told for the broker, instead of
-    what lets it start quickly."""
+    what lets it start quickly. `cores`: of both, and of this program, from the start: the engine's allocator has one
+    arena for all threads where it finds a single core, and two threads that share it later, on two cores, take up to
+    twice the processor time."""
 
-    def __init__(self, folder: Path, jvm: str | None = None) -> None:
+    def __init__(self, folder: Path, jvm: str | None = None, cores: Collection[int] = OTHER_CORES) -> None:
         self.folder = folder
+        self._cores = cores
         self._jvm = {} if jvm is None else {JVM_OPTIONS: jvm}
         self._services: Services
         self._data: dict[str, Data] = {}
@@ -83,7 +86,7 @@ class Place:
         self._number = 0
 
     def __enter__(self) -> Self:
-        os.sched_setaffinity(0, OTHER_CORES)  # broker and engine inherit it
+        os.sched_setaffinity(0, self._cores)  # broker and engine inherit it
         with patch.dict(os.environ, self._jvm):
             self._services = start_services(self.folder / "home")
         self.kafka, self.clickhouse = self._services.kafka, self._services.clickhouse
@@ -285,7 +288,7 @@ class Place:
         try:
             running = Running(argv, environment, folder)
         finally:
-            os.sched_setaffinity(0, OTHER_CORES)
+            os.sched_setaffinity(0, self._cores)
         try:
             yield running
         finally:
@@ -368,15 +371,9 @@ class Place:
         """Removes a run's tables."""
         self.command(f"DROP DATABASE IF EXISTS {database} SYNC")
 
-    @contextmanager
-    def engine_everywhere(self) -> Iterator[Callable[[], float]]:
-        """The engine on all cores, for what is about itself alone; gives its processor seconds so far."""
-        engine = psutil.Process(self._services.pids()["clickhouse"])
-        _pin(engine, ALL_CORES)
-        try:
-            yield lambda: _cpu_s(engine)
-        finally:
-            _pin(engine, OTHER_CORES)
+    def engine_cpu_s(self) -> float:
+        """The engine's processor seconds so far."""
+        return _cpu_s(psutil.Process(self._services.pids()["clickhouse"]))
 
     def _until_idle(self) -> None:
         """Waits until broker and engine have done what the former run left them; not for ever."""
@@ -479,13 +476,6 @@ class Watch:
         family = _family(self._processes["competitor"])
         rss = sum(_or_zero(lambda one=one: one.memory_info().rss) for one in family)
         return Timed(seconds, cpu_s, int(rss) >> 20, sum(map(_rss_peak, family)) >> 20)
-
-
-def _pin(process: psutil.Process, cores: Collection[int]) -> None:
-    """All threads of it; those that it starts later inherit the cores."""
-    for thread in process.threads():
-        with suppress(ProcessLookupError):  # it has ended
-            os.sched_setaffinity(thread.id, cores)
 
 
 def _family(process: psutil.Process) -> list[psutil.Process]:
