@@ -459,7 +459,7 @@ def main() -> None:
         try:
             with new_place(folder, "queries", cores=ALL_CORES) as place:
                 kept("queries", ask_queries(place, options.facts))
-        except (StoreError, StoreUnavailable) as error:
+        except (StoreError, StoreUnavailable, TimeoutError) as error:
             failed = True
             _console.print(f"queries: {error}", markup=False)
     if options.record:

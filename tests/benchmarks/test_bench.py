@@ -149,10 +149,12 @@ def test_the_slowest_question_counts_and_questions_of_one_customer_are_judged_ap
     }
     assert found["figures"] == {"usage_customer_p99_ms": 40.0}
     storage = [{"table": "events", "rows": 1000, "bytes_per_event": 117.25}]
-    queries = {"facts": 1000, "threads": 2, "rows": rows, "storage": storage, "load": {"seconds": 3, "engine_us": 5.25}}
+    took = {"load": {"seconds": 3, "engine_us": 5.25}, "merge": {"seconds": 1, "engine_us": 1.75}}
+    queries = {"facts": 1000, "threads": 2, "rows": rows, "storage": storage, **took}
     lines = table({**_document([]), "queries": queries}).splitlines()
     assert "| all | UTC | 310.0 | 10.0 | 31 | 400.0 | 20 (3) | events | same |" in lines
     assert "| events | 1,000 | 117.25 |" in lines
+    assert lines[lines.index("| events | 1,000 | 117.25 |") + 2].endswith("merged into one part in 1 s, 1.8 µs.")
 
 
 def test_a_part_that_is_not_measured_stays_as_recorded_and_says_of_which_commit() -> None:

@@ -3,6 +3,8 @@
 import random
 import re
 import shutil
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,32 @@ def test_views_for_people_can_be_read(store: Store) -> None:
     assert len(views) >= 8
     for (name,) in views:
         assert store.query(f"SELECT * FROM {name}").rows == []
+
+
+def test_a_month_that_rests_is_merged_into_one_part(clickhouse_url: str) -> None:
+    """A day after its last insert, here a second; what it holds stays the same."""
+    settings = _settings(clickhouse_url)
+    migrate(settings)
+    with closing(Store(settings)) as store:
+        table = "FROM system.tables WHERE database = currentDatabase() AND name = 'events'"
+        told = store.query(f"SELECT create_table_query {table}").rows[0][0]
+        assert "min_age_to_force_merge_seconds = 86400, min_age_to_force_merge_on_partition_only = 1" in told
+        for id_ in ("a", "b", "c"):
+            row = "('acme', '2026-10-01 00:00:00', {id:String})"
+            store.command(f"INSERT INTO events (account, timestamp, transaction_id) VALUES {row}", {"id": id_})
+        assert _parts(store) == [3]
+        store.command("ALTER TABLE events MODIFY SETTING min_age_to_force_merge_seconds = 1")
+        end = time.monotonic() + 120
+        while _parts(store) != [1]:
+            assert time.monotonic() < end, "the month's parts are not merged"
+            time.sleep(0.2)
+        assert store.query("SELECT transaction_id FROM events ORDER BY transaction_id").rows == [("a",), ("b",), ("c",)]
+
+
+def _parts(store: Store) -> list[int]:
+    """Number of parts of each month of facts."""
+    rows = store.query(
+        "SELECT partition, count() FROM system.parts WHERE database = currentDatabase() AND table = 'events' AND active"
+        " GROUP BY partition ORDER BY partition"
+    ).rows
+    return [number for _, number in rows]
