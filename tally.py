@@ -68,7 +68,7 @@ from pipeline.connecting import until_connected
 from pipeline.event import EventError, format_timestamp
 from pipeline.key_uses import KeyUses
 from pipeline.logs import configure_logs
-from pipeline.memory import look_for_garbage_rarely
+from pipeline.memory import load_late_imports, look_for_garbage_rarely
 from pipeline.metrics import AuditMetrics
 from pipeline.migrate import MigrationError, is_new, migrate, pending
 from pipeline.offsets import STOPPED, Offsets, OffsetsRefused, render_offsets, wait_until_settled
@@ -462,6 +462,7 @@ def make_api() -> "Litestar":
         await until_connected(writer.start, LogUnavailable)
         await until_connected(client.start, CatalogUnavailable)
         noting = asyncio.create_task(uses.run(), name="key uses")
+        load_late_imports()
         look_for_garbage_rarely()
         yield
         noting.cancel()

@@ -29,6 +29,12 @@ def keep_memory_together() -> None:
             mallopt(_M_ARENA_MAX, _ARENAS)
 
 
+def load_late_imports() -> None:
+    """Call before requests come. Arrow imports pandas, where it is installed, for the first list that it is given: a
+    third of a second in which an event loop would stand still."""
+    pa.array([])
+
+
 def look_for_garbage_rarely() -> None:
     """Call once what stays is there: the collector leaves that alone from now on, and looks at the rest after
     `_GARBAGE_EVERY` containers. An API with a hundred requests under way has it look at them, and at all of the

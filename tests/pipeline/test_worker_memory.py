@@ -34,3 +34,19 @@ def test_arrow_and_the_threads_of_a_worker_share_the_memory_that_glibc_keeps() -
 
     assert backend() == "system"
     assert backend(ARROW_DEFAULT_MEMORY_POOL="mimalloc") == "mimalloc"
+
+
+def test_arrow_imports_nothing_later() -> None:
+    """Rows for the store are made in the event loop of the API, which stood still while pandas was imported."""
+    program = (
+        "import sys\n"
+        "import pyarrow as pa\n"
+        "from pipeline.memory import load_late_imports\n"
+        "early = set(sys.modules)\n"
+        "load_late_imports()\n"
+        "before = set(sys.modules)\n"
+        "pa.Table.from_pylist([{'used': 1}], schema=pa.schema([('used', pa.int64())]))\n"
+        "print(len(set(sys.modules) - before), 'pandas' in early, 'pandas' in before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "False", "True"]
