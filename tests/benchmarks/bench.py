@@ -54,7 +54,7 @@ from bench_environments import (  # noqa: E402
 from bench_events import Event, events  # noqa: E402
 from bench_figures import CEILINGS, medians, ratios, table, verdicts  # noqa: E402
 from bench_growth import Growth, growth_figures, growth_medians  # noqa: E402
-from bench_latency import JVM, Latency, countable_figure  # noqa: E402
+from bench_latency import Latency, countable_figure  # noqa: E402
 from bench_place import (  # noqa: E402
     ALL_CORES,
     COMPETITOR_CORES,
@@ -388,10 +388,10 @@ def all_runs(place: Place, competitors: Sequence[Competitor], options: argparse.
             yield row
 
 
-def new_place(folder: Path, part: str, jvm: str | None = None, cores: Collection[int] = OTHER_CORES) -> Place:
+def new_place(folder: Path, part: str, cores: Collection[int] = OTHER_CORES) -> Place:
     """Broker and engine of one part, so that none is measured beside what others have left behind."""
     (folder / part).mkdir()
-    return Place(folder / part, jvm, cores)
+    return Place(folder / part, cores)
 
 
 def ask_queries(place: Place, facts: int) -> dict[str, Any]:
@@ -453,11 +453,11 @@ def main() -> None:
         with new_place(folder, "growth") as place:
             grow(place, options, partial(kept, "growth"))
     if "latency" in wanted:
-        with new_place(folder, "latency", JVM) as place:
+        with new_place(folder, "latency") as place:
             kept("latency", wait(place, options, results))
     if "queries" in wanted:
         try:
-            with new_place(folder, "queries", cores=ALL_CORES) as place:
+            with new_place(folder, "queries", ALL_CORES) as place:
                 kept("queries", ask_queries(place, options.facts))
         except (StoreError, StoreUnavailable, TimeoutError) as error:
             failed = True

@@ -3,10 +3,11 @@
 Probes go through `tally api`: single events and lists of 100, at an even pace. The load beside them goes straight to
 Kafka in records of one event, as a customer's own client sends them. Full load is what is counted a second of a load
 that comes as fast as the worker counted a backlog: taking the events in costs the broker's core too, so that is more
-than can be carried. A probe is countable when a query of the facts, asked over and over with a rest of 0.1 s, has all
-of its events; the moment is when that answer has arrived, so every figure contains a query and that rest. The load
-shares the worker's core, which half of it leaves half idle; API, broker and engine share the others; who sends probes
-and looks for them runs where there is room. What the store holds in the end is checked.
+than can be carried. Half of it is measured once it has lasted as long as that. A probe is countable when a query of the
+facts, asked over and over with a rest of 0.1 s, has all of its events; the moment is when that answer has arrived, so
+every figure contains a query and that rest. The load shares the worker's core, which half of it leaves half idle; API,
+broker and engine share the others; who sends probes and looks for them runs where there is room. What the store holds
+in the end is checked.
 """
 
 import http.client
@@ -33,13 +34,14 @@ from pipeline.ports import StoreError, StoreUnavailable
 from pipeline.settings import Settings
 
 LIST: Final = 100
-#: What the broker's Java is told: with its optimizing compiler, as Kafka's own start script leaves it.
-JVM: Final = "-XX:+UseSerialGC"
 _CUSTOMER: Final = "latency-probe"
 _SECONDS: Final = 15.0
-_SECONDS_CARRIED: Final = 45.0  # twice what the broker's compiler takes beside a full load
+_SECONDS_CARRIED: Final = 45.0
 _SECONDS_HALF: Final = 45.0  # what the target is about: p99 of lists is of 180 of them, not the longest of 60
 _SECONDS_QUICK: Final = 5.0
+_WARM: Final = "warm"
+_RISING: Final = "rising"
+_UNTOLD: Final = (_WARM, _RISING)
 _WARM_S: Final = 3.0
 _BACKLOG: Final = 400_000
 _BACKLOG_QUICK: Final = 60_000
@@ -104,11 +106,12 @@ class Latency:
         seconds, seconds_half = (_SECONDS_QUICK, _SECONDS_QUICK) if self._quick else (_SECONDS, _SECONDS_HALF)
         full = self._carried(self._backlog_per_s or self._capacity(), seconds if self._quick else _SECONDS_CARRIED)
         half = int(full / 2 * seconds_half)
-        load = list(events(half + int(full * seconds), seed=4))
+        load = list(events(2 * half + int(full * seconds), seed=4))
         levels = (
             Level("idle", seconds, 0.0, [], 5, 1),
-            Level("half", seconds_half, full / 2, load[:half], 20, 4),
-            Level("full", seconds, full, load[half:], 20, 4),
+            Level(_RISING, seconds_half, full / 2, load[:half], 20, 4),
+            Level("half", seconds_half, full / 2, load[half : 2 * half], 20, 4),
+            Level("full", seconds, full, load[2 * half :], 20, 4),
         )
         settings = self._place.fresh(f"bench.latency.{time.time_ns()}", "latency")
         rows = self._measure(settings, levels)
@@ -117,7 +120,7 @@ class Latency:
         sums = {name: total + probes for name, total in wanted.sums.items()}
         wrong = self._place.wrong_in_store(settings, Expected(wanted.events + probes, wanted.ids + probes, sums))
         self._place.drop(settings.database)
-        return [{**row, "checked": row["checked"] or wrong or "right"} for row in rows if row["name"] != "warm"]
+        return [{**row, "checked": row["checked"] or wrong or "right"} for row in rows if row["name"] not in _UNTOLD]
 
     def _carried(self, rate: float, seconds: float) -> float:
         """Events a second that are counted while so many come."""
@@ -154,7 +157,7 @@ class Latency:
             worker.until("partition_taken", _MAX_S)
             await_ready(f"http://127.0.0.1:{port}/readyz")
             rows = []
-            for level in (Level("warm", _WARM_S, 0.0, [], 5, 2), *levels):
+            for level in (Level(_WARM, _WARM_S, 0.0, [], 5, 2), *levels):
                 row = {"name": level.name, "rate_per_s": round(level.rate), "seconds": level.seconds}
                 prober = _Prober(place, settings, port, key, level)
                 prober.start()

@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
-from unittest.mock import patch
 
 import psutil
 from bench_events import CATALOG, Event, Expected, envelopes, expected
@@ -26,7 +25,6 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.kafka_admin import log_bounds
 from pipeline.event import id_hash, partition_of
-from pipeline.local.broker import JVM_OPTIONS
 from pipeline.local.port import choose
 from pipeline.local.stack import Services, start_services
 from pipeline.settings import Settings
@@ -70,15 +68,13 @@ class Timed:
 
 
 class Place:
-    """Broker and engine on their cores; a context that ends both. `jvm`: what Java is told for the broker, instead of
-    what lets it start quickly. `cores`: of both, and of this program, from the start: the engine's allocator has one
-    arena for all threads where it finds a single core, and two threads that share it later, on two cores, take up to
-    twice the processor time."""
+    """Broker and engine, a context that ends both. `cores`: of both, and of this program, from the start. The allocator
+    of an engine that finds a single core keeps memory in one arena (not with MALLOC_CONF=narenas:8): two threads that
+    share it later, on two cores, take up to twice the processor time."""
 
-    def __init__(self, folder: Path, jvm: str | None = None, cores: Collection[int] = OTHER_CORES) -> None:
+    def __init__(self, folder: Path, cores: Collection[int] = OTHER_CORES) -> None:
         self.folder = folder
         self._cores = cores
-        self._jvm = {} if jvm is None else {JVM_OPTIONS: jvm}
         self._services: Services
         self._data: dict[str, Data] = {}
         self._asking: dict[str, Consumer] = {}
@@ -87,8 +83,7 @@ class Place:
 
     def __enter__(self) -> Self:
         os.sched_setaffinity(0, self._cores)  # broker and engine inherit it
-        with patch.dict(os.environ, self._jvm):
-            self._services = start_services(self.folder / "home")
+        self._services = start_services(self.folder / "home")
         self.kafka, self.clickhouse = self._services.kafka, self._services.clickhouse
         self._store = Store(Settings(clickhouse=self.clickhouse, database="default"))
         return self
