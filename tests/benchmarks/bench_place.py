@@ -68,9 +68,9 @@ class Timed:
 
 
 class Place:
-    """Broker and engine, a context that ends both. `cores`: of both, and of this program, from the start. The allocator
-    of an engine that finds a single core keeps memory in one arena (not with MALLOC_CONF=narenas:8): two threads that
-    share it later, on two cores, take up to twice the processor time."""
+    """Broker and engine, a context that ends both. `cores`: of both, and of this program, from the start: two threads
+    of an engine that found a single core and is given a second one later take up to twice the processor time, but for
+    MALLOC_CONF=narenas:8 (README, "What limits it")."""
 
     def __init__(self, folder: Path, cores: Collection[int] = OTHER_CORES) -> None:
         self.folder = folder
