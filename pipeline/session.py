@@ -58,7 +58,7 @@ _RETRY_FIRST_S: Final = 0.1
 _RETRY_MAX_S: Final = 5.0
 _BUFFERED_BLOCKS: Final = 1  # fetched ahead, in blocks' worth, before the partition is paused
 _OPEN_LONGER_S: Final = 2.0  # at most, while others wait for the store: one partition's trouble is not another's
-_LEDGER_LINGER_S: Final = 0.03  # blocks that go together are stated within so long
+_LEDGER_LINGER_S: Final = 0.005  # threads that were woken together begin within so long
 _RESTORE_ENTRIES: Final = 50_000
 _WRITES_AT_ONCE: Final = (
     500  # all lines of a large block at once would wait for each other past their time-out, for ever
@@ -670,6 +670,8 @@ class Session:
     async def _rows(self, block: Block, intent: Intent, *, recovered: bool) -> None:
         """Ledger, then insert, both under the lease; after any doubt everything is read back."""
         holder = _Statement(intent)
+        if intent.shared and not recovered:
+            await self._out.shared.until_others_are_stated(self._partition, block.start)
         if await self._ledger(block, holder) is _Lease.DONE or block.rows is None:
             return
         if holder.intent.shared:

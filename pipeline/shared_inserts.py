@@ -28,6 +28,7 @@ _RETRY_FIRST_S: Final = 0.1
 _RETRY_MAX_S: Final = 5.0
 _COMING_S: Final = 0.2  # for each, so that partitions fall into step; past that each goes on as it comes
 _ALL_COMING_S: Final = 1.0
+_Place = tuple[int, int]  # partition and start of a block
 _log = structlog.get_logger(__name__)
 
 
@@ -96,6 +97,34 @@ class _Insert:
         _tell_all(self._members, outcome)
 
 
+class _Coming:
+    """Blocks that are on their way to the same point, and a way to wait for them there."""
+
+    def __init__(self) -> None:
+        self._places: set[_Place] = set()
+        self._one_less = asyncio.Event()
+
+    def add(self, place: _Place) -> None:
+        self._places.add(place)
+
+    def discard(self, place: _Place) -> None:
+        """It has come, or does not come any more."""
+        self._places.discard(place)
+        self._one_less.set()
+
+    async def until_all_came(self) -> None:
+        """Returns once none is on its way; sooner where the next one does not come a moment after the one before."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + _ALL_COMING_S
+        while self._places and loop.time() < end_s:
+            self._one_less.clear()
+            try:
+                async with asyncio.timeout(_COMING_S):
+                    await self._one_less.wait()
+            except TimeoutError:
+                return
+
+
 class SharedInserts:
     """One for all sessions of a worker, in its event loop. `insert` gets blocks, token and deadline, blocks, and raises
     StoreUnavailable or StoreError; `inserting` has a place for each insert that may be under way."""
@@ -115,9 +144,9 @@ class SharedInserts:
         self._inserting = inserting
         self._one_at_a_time = asyncio.Lock()  # what comes meanwhile goes together
         self._waiting: list[_Member] = []
-        self._closed: set[tuple[int, int]] = set()
-        self._coming: set[tuple[int, int]] = set()  # those of them that are still built, stated, or told to the ledger
-        self._one_came = asyncio.Event()
+        self._closed: set[_Place] = set()
+        self._unstated = _Coming()  # those of them that are still built, or stated
+        self._coming = _Coming()  # and those that are told to the ledger
         self._pace = Pace()
         self._tasks: set[asyncio.Task[None]] = set()
         self._gathering = False
@@ -125,6 +154,7 @@ class SharedInserts:
     def closed(self, partition: int, start: int) -> None:
         """A session has closed the block that begins there."""
         self._closed.add((partition, start))
+        self._unstated.add((partition, start))
         self._coming.add((partition, start))
         self._pace.closed((partition, start))
 
@@ -149,6 +179,12 @@ class SharedInserts:
         if not wanted:
             self._comes_no_more(block.partition, block.start)
         return wanted
+
+    async def until_others_are_stated(self, partition: int, start: int) -> None:
+        """Returns once the blocks that go with this stated one are stated as well: one request then tells the ledger of
+        all, and the insert waits for all anyway."""
+        self._unstated.discard((partition, start))
+        await self._unstated.until_all_came()
 
     async def insert(
         self, block: Block, stated_ms: int, restate: Callable[[], Awaitable[int]], begun: Callable[[], None]
@@ -203,7 +239,7 @@ class SharedInserts:
         try:
             while self._waiting:
                 async with self._one_at_a_time:
-                    await self._let_come()
+                    await self._coming.until_all_came()  # one that just misses an insert needs one more
                     async with self._inserting:
                         members = self._take()
                         insert = _Insert(members, self._now_ms())
@@ -216,22 +252,9 @@ class SharedInserts:
         finally:
             self._gathering = False
 
-    async def _let_come(self) -> None:
-        """Waits for blocks that are on their way here, as long as each comes a moment after the one before: one that
-        just misses an insert needs one more."""
-        loop = asyncio.get_running_loop()
-        end_s = loop.time() + _ALL_COMING_S
-        while self._coming and loop.time() < end_s:
-            self._one_came.clear()
-            try:
-                async with asyncio.timeout(_COMING_S):
-                    await self._one_came.wait()
-            except TimeoutError:
-                return
-
     def _comes_no_more(self, partition: int, start: int) -> None:
+        self._unstated.discard((partition, start))
         self._coming.discard((partition, start))
-        self._one_came.set()
 
     def _take(self) -> list[_Member]:
         """The first that wait, as many as fit; at least one."""

@@ -262,7 +262,7 @@ def group_consumer(settings: Settings) -> AIOKafkaConsumer:
         max_poll_interval_ms=1_000_000,
         max_poll_records=_FETCH_ROWS,
         fetch_min_bytes=256 << 10,  # each fetch costs broker and worker more than its bytes
-        fetch_max_wait_ms=100,
+        fetch_max_wait_ms=50,
         max_partition_fetch_bytes=4 << 20,
         request_timeout_ms=int(max(40.0, settings.session_timeout_s + 1) * 1000),
     )

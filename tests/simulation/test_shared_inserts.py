@@ -156,6 +156,34 @@ def test_the_next_blocks_are_built_when_an_insert_ends() -> None:
     run_virtually(go)
 
 
+def test_one_request_tells_the_ledger_of_blocks_that_go_together() -> None:
+    """However far apart they are built: an insert waits for the last of them, and each request costs the store."""
+
+    async def go() -> None:
+        world = World(partitions=PARTITIONS, rows_max=1_000)
+        told: list[float] = []
+        write = world.blocks.write_ledger
+
+        def note(block: Block, stated_ms: int, linger_s: float = 0.0) -> None:
+            told.append(asyncio.get_running_loop().time())
+            write(block, stated_ms, linger_s)
+
+        world.blocks.write_ledger = note  # type: ignore[method-assign]
+        worker = world.workers[0]
+        worker.start()
+        worker.store_takes_s = 0.01
+        worker.cpu = _Thread(worker, lambda: 0.03, serial=True)
+        worker.shared._io = _Thread(worker, lambda: 0.05, serial=False)
+        for number in range(40):
+            more(world, number)
+            await asyncio.sleep(0.1)
+        at_once = [told.count(when) for when in sorted(set(told))]
+        assert set(at_once[4:]) == {PARTITIONS}
+        await world.run()
+
+    run_virtually(go)
+
+
 def test_an_idle_store_gets_each_block_alone() -> None:
     """Who takes such a block over need not wait."""
 
@@ -383,9 +411,10 @@ def test_a_block_whose_session_ends_before_it_was_sent_goes_with_the_others_all_
         of_shared(world, note)
         first = world.workers[0]
         first.start()
-        await until(lambda: len(first.shared._waiting) > 1)
-        gone = first.shared._waiting[0].block.partition
-        first.sessions[gone][1].cancel()
+        async with first.shared._one_at_a_time:  # an insert is under way
+            await until(lambda: len(first.shared._waiting) > 1)
+            gone = first.shared._waiting[0].block.partition
+            first.sessions[gone][1].cancel()
         await until(lambda: seen)
         assert gone in seen[0]
         first.kill()
