@@ -86,10 +86,8 @@ class TopicChanged(Exception):  # noqa: N818
 class CatalogOfSessions:
     """The followed catalog, as sessions use it. In the application's event loop."""
 
-    def __init__(self, client: CatalogClient, gate: GroupGate, topic: str) -> None:
+    def __init__(self, client: CatalogClient) -> None:
         self._client = client
-        self._gate = gate
-        self._topic = topic
         self._mappers = Mappers(client.catalog)
         self._asking: asyncio.Task[int] | None = None
 
@@ -115,9 +113,7 @@ class CatalogOfSessions:
     async def _ask(self) -> int:
         await asyncio.sleep(0)
         self._asking = None  # whoever comes from now on may have seen what this question's answer lacks
-        end = (await self._gate.ends([0], topic=self._topic))[0] - 1
-        await self._client.wait_for(end)
-        return self._client.catalog.version
+        return await self._client.catch_up()
 
 
 class Worker:
@@ -139,7 +135,7 @@ class Worker:
         self._ranges = LogRanges(settings)
         self._trimmer = Trimmer(settings)
         self._catalog = CatalogClient(KafkaCatalogLog(settings))
-        self._mappings = CatalogOfSessions(self._catalog, self._gate, settings.topic_catalog)
+        self._mappings = CatalogOfSessions(self._catalog)
         self._cpu = ThreadPoolExecutor(1, "build")
         self._io = ThreadPoolExecutor(max(8, settings.partitions * 3), "store")
         self._inserting = asyncio.Semaphore(settings.inserts_max)

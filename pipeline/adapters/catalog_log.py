@@ -57,7 +57,7 @@ class KafkaCatalogLog:
     async def end_offset(self) -> int:
         """The offset after the last readable record. Asks the broker each time."""
         with _as_unavailable():
-            return (await self._ranges.bounds(self._topic, _PARTITION))[1]
+            return await self._ranges.end(self._topic, _PARTITION)
 
     async def read(self, from_offset: int) -> AsyncGenerator[CatalogRecord, None]:
         """Records from that offset on, then those that come."""

@@ -308,12 +308,12 @@ class GroupGate:
         thread = self._thread()
         await thread.run(leave_group(thread._ensure_consumer(), timeout_s=self._timeout_s))
 
-    async def ends(self, partitions: Sequence[int], *, topic: str | None = None) -> Mapping[int, int]:
-        """The offset after the last readable record of each partition, of the events topic unless another is named.
-        Raises LogUnavailable."""
+    async def ends(self, partitions: Sequence[int]) -> Mapping[int, int]:
+        """The offset after the last readable record of each partition, after the fetch that is under way. Raises
+        LogUnavailable."""
         thread = self._thread()
         return await thread.run(
-            end_offsets(thread._ensure_consumer(), topic or self._topic, partitions, timeout_s=self._timeout_s)
+            end_offsets(thread._ensure_consumer(), self._topic, partitions, timeout_s=self._timeout_s)
         )
 
     async def open_at(self, partition: int, offset: int) -> int:

@@ -8,6 +8,7 @@ import asyncio
 import ssl
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from struct import Struct as Packing
 from typing import Any, Final
@@ -519,7 +520,8 @@ async def move_offsets(settings: Settings, topic: str, offsets: Mapping[int, int
 
 
 class LogRanges:
-    """Ranges of partitions, as the sessions read them. Keeps one connection for asking after bounds."""
+    """Ranges of partitions, as the sessions read them. Keeps one connection for asking after bounds, on which nothing
+    is fetched: a broker answers a connection's requests in turn, and a fetch waits for events."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -535,19 +537,29 @@ class LogRanges:
     async def bounds(self, topic: str, partition: int) -> tuple[int, int]:
         """First offset, and the offset after the last readable record. Raises LogUnavailable."""
         place = TopicPartition(topic, partition)
-        try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                consumer = await self._connected()
-                first = await consumer.beginning_offsets([place])
-                end = await consumer.end_offsets([place])
-        except (KafkaError, TimeoutError) as error:
-            await self.stop()
-            raise LogUnavailable(f"Kafka tells no offsets of {topic}: {error!r}") from error
+        async with self._asking(topic) as consumer:
+            first = await consumer.beginning_offsets([place])
+            end = await consumer.end_offsets([place])
         return first[place], end[place]
+
+    async def end(self, topic: str, partition: int) -> int:
+        """The offset after the last readable record. Raises LogUnavailable."""
+        place = TopicPartition(topic, partition)
+        async with self._asking(topic) as consumer:
+            return int((await consumer.end_offsets([place]))[place])
 
     def read_range(self, topic: str, partition: int, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
         """The records of [start, end) in batches, then stops. Raises LogUnavailable."""
         return read_range(self._settings, topic, partition, start, end)
+
+    @asynccontextmanager
+    async def _asking(self, topic: str) -> AsyncIterator[AIOKafkaConsumer]:
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                yield await self._connected()
+        except (KafkaError, TimeoutError) as error:
+            await self.stop()
+            raise LogUnavailable(f"Kafka tells no offsets of {topic}: {error!r}") from error
 
     async def _connected(self) -> AIOKafkaConsumer:
         async with self._lock:
