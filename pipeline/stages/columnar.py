@@ -97,14 +97,15 @@ def warm_up() -> None:
         catalog.apply(offset, key, value)
     line = b'{"clientId":"c","timestamp":"1970-01-01T00:00:00Z","eventName":"e","data":{"d":"x","n":1}}'
     mapper = Mappers(catalog).at(catalog.version)
-    Columns(Place("", 0, 0, 1, "a", 0), [LogRecord(0, 0, line, ())], mapper).finish(
-        start=0,
-        end=1,
-        mapper=mapper,
-        catalog_version=catalog.version,
-        lookup=lambda _: {},
-        rules=RULES,
-    )
+    for count in (1, 2):  # a column of one row is of another layout, for which all is compiled once more
+        Columns(Place("", 0, 0, 1, "a", 0), [LogRecord(n, 0, line, ()) for n in range(count)], mapper).finish(
+            start=0,
+            end=count,
+            mapper=mapper,
+            catalog_version=catalog.version,
+            lookup=lambda _: {},
+            rules=RULES,
+        )
 
 
 class Columns:

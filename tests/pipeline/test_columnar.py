@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -541,3 +543,32 @@ def test_a_large_block_is_built_in_columns() -> None:
         assert id_hash("acme", "t0").to_bytes(16, "little") in block.sightings
     assert built == [1000]
     assert Verdict.ACCEPTED == 0
+
+
+_AFTER_WARM_UP = """
+from pipeline.block import RULES, LogRecord, Place
+from pipeline.catalog import Catalog
+from pipeline.stages import identify, scan
+from pipeline.stages.columnar import Columns, warm_up
+from pipeline.stages.mapping import Mappers
+
+def compiled():
+    return {name: len(part.signatures) for module in (identify, scan) for name, part in vars(module).items()
+        if hasattr(part, "signatures")}
+
+warm_up()
+before = compiled()
+catalog = Catalog()
+mapper = Mappers(catalog).at(catalog.version)
+line = b'{"clientId":"c","timestamp":"2026-11-20T10:00:00Z","transactionId":"t%d","eventName":"used","data":{"n":1}}'
+for count in (1, 2, 1000):
+    Columns(Place("events", 0, 0, 1, "a", 0), [LogRecord(i, 0, line % i, ()) for i in range(count)], mapper).finish(
+        start=0, end=count, mapper=mapper, catalog_version=catalog.version, lookup=lambda _: {}, rules=RULES)
+print([name for name, number in compiled().items() if number > before[name]])
+"""
+
+
+def test_nothing_is_compiled_once_a_worker_is_warm() -> None:
+    """Its first block of some size stood still for a second while arrays of another layout were compiled for."""
+    done = subprocess.run([sys.executable, "-c", _AFTER_WARM_UP], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
