@@ -547,7 +547,7 @@ def test_a_large_block_is_built_in_columns() -> None:
 
 _AFTER_WARM_UP = """
 from pipeline.block import RULES, LogRecord, Place
-from pipeline.catalog import Catalog
+from pipeline.catalog import Account, Catalog, Dimension, Feature, encode_account, encode_dimension, encode_feature
 from pipeline.stages import identify, scan
 from pipeline.stages.columnar import Columns, warm_up
 from pipeline.stages.mapping import Mappers
@@ -559,11 +559,17 @@ def compiled():
 warm_up()
 before = compiled()
 catalog = Catalog()
+catalog.apply(0, *encode_account(Account(id="a", name="", mode="live"), "0"))
+catalog.apply(1, *encode_feature(Feature(account="a", id="f", name="", event_names=("used",), value_key="n"), "1"))
+catalog.apply(2, *encode_dimension(Dimension(account="a", key="d", type="string"), "2"))
 mapper = Mappers(catalog).at(catalog.version)
-line = b'{"clientId":"c","timestamp":"2026-11-20T10:00:00Z","transactionId":"t%d","eventName":"used","data":{"n":1}}'
+line = (b'{"clientId":"c","timestamp":"1970-01-01T00:00:00Z","transactionId":"t%d","eventName":"used",'
+    b'"data":{"d":"x","n":1}}')
 for count in (1, 2, 1000):
-    Columns(Place("events", 0, 0, 1, "a", 0), [LogRecord(i, 0, line % i, ()) for i in range(count)], mapper).finish(
+    lines = [LogRecord(i, 0, line % i, ()) for i in range(count)]
+    block = Columns(Place("events", 0, 0, 1, "a", 0), lines, mapper).finish(
         start=0, end=count, mapper=mapper, catalog_version=catalog.version, lookup=lambda _: {}, rules=RULES)
+    assert block.counts.accepted == count, block.counts
 print([name for name, number in compiled().items() if number > before[name]])
 """
 

@@ -41,6 +41,31 @@ def more(world: World, number: int) -> None:
         world.produce(partition, [event_line(id_in(partition, number, PARTITIONS), 1)])
 
 
+async def events_keep_coming(world: World, number: int, *, build_s: float, insert_s: float) -> None:
+    """So many times an event in each partition, one each tenth of a second, while to build a block and to insert what
+    goes together take so long."""
+    worker = world.workers[0]
+    worker.start()
+    worker.store_takes_s = 0.01
+    worker.cpu = _Thread(worker, lambda: build_s, serial=True)
+    worker.shared._io = _Thread(worker, lambda: insert_s, serial=False)
+    for each in range(number):
+        more(world, each)
+        await asyncio.sleep(0.1)
+
+
+def times_of(world: World, method: str) -> list[float]:
+    """When this method of the store is called, as it happens."""
+    work, times = getattr(world.blocks, method), []
+
+    def noted(*arguments: Any) -> None:
+        times.append(asyncio.get_running_loop().time())
+        work(*arguments)
+
+    setattr(world.blocks, method, noted)
+    return times
+
+
 def of_shared(world: World, instead: Callable[[int, Insert, Sequence[Block], str, int], None]) -> list[str]:
     """Shared inserts go to `instead`, with their number and what would do them. Their tokens, as they come."""
     insert, tokens = world.blocks.insert_together, []
@@ -134,22 +159,8 @@ def test_the_next_blocks_are_built_when_an_insert_ends() -> None:
 
     async def go() -> None:
         world = World(partitions=PARTITIONS, rows_max=1_000)
-        begun: list[float] = []
-        together = world.blocks.insert_together
-
-        def insert(blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
-            begun.append(asyncio.get_running_loop().time())
-            together(blocks, token, deadline_ms)
-
-        world.blocks.insert_together = insert  # type: ignore[method-assign]
-        worker = world.workers[0]
-        worker.start()
-        worker.store_takes_s = 0.01
-        worker.cpu = _Thread(worker, lambda: 0.02, serial=True)
-        worker.shared._io = _Thread(worker, lambda: 0.3, serial=False)
-        for number in range(100):
-            more(world, number)
-            await asyncio.sleep(0.1)
+        begun = times_of(world, "insert_together")
+        await events_keep_coming(world, 100, build_s=0.02, insert_s=0.3)
         assert max(later - one for one, later in pairwise(begun[3:])) < 0.3 + PARTITIONS * 0.02
         await world.run()
 
@@ -161,22 +172,8 @@ def test_one_request_tells_the_ledger_of_blocks_that_go_together() -> None:
 
     async def go() -> None:
         world = World(partitions=PARTITIONS, rows_max=1_000)
-        told: list[float] = []
-        write = world.blocks.write_ledger
-
-        def note(block: Block, stated_ms: int, linger_s: float = 0.0) -> None:
-            told.append(asyncio.get_running_loop().time())
-            write(block, stated_ms, linger_s)
-
-        world.blocks.write_ledger = note  # type: ignore[method-assign]
-        worker = world.workers[0]
-        worker.start()
-        worker.store_takes_s = 0.01
-        worker.cpu = _Thread(worker, lambda: 0.03, serial=True)
-        worker.shared._io = _Thread(worker, lambda: 0.05, serial=False)
-        for number in range(40):
-            more(world, number)
-            await asyncio.sleep(0.1)
+        told = times_of(world, "write_ledger")
+        await events_keep_coming(world, 40, build_s=0.03, insert_s=0.05)
         at_once = [told.count(when) for when in sorted(set(told))]
         assert set(at_once[4:]) == {PARTITIONS}
         await world.run()
