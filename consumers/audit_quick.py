@@ -20,7 +20,7 @@ import msgspec
 
 from consumers.audit import PAUSES_S, SETTINGS, Finding
 from consumers.audit_sql import PROGRESS, VERDICTS, settled, settled_until
-from pipeline.adapters.rollup_view import MARKED
+from pipeline.adapters.rollup_view import MARKED, SPARSE
 from pipeline.ports import Reader
 from pipeline.stages.sink import MARK_ACCOUNT, mark_name
 
@@ -28,9 +28,10 @@ BLOCKS_MAX: Final = 200_000  # rows of the ledger; past that a full audit is the
 _PARTITIONS_AT_ONCE: Final = 32  # their bounds go as parameters in the address of the request
 _SLACK: Final = timedelta(seconds=60)  # clocks of workers and store differ; parts tell whole seconds
 _MODULUS: Final = 1 << 128
+_A_SPARSE: Final = min(SPARSE)  # they all have the same marks
 
 _BLOCKS: Final = f"""SELECT epoch, `partition`, `start`, `end`, month, {", ".join(VERDICTS)}, rows, value_sum,
-    id_hash_sum, stated_at
+    id_hash_sum, stated_at, sparse
 FROM blocks FINAL
 WHERE topic = {{topic:String}} AND (%s)
 ORDER BY `partition`, epoch, `start`, month
@@ -55,11 +56,11 @@ _REJECTS: Final = """SELECT epoch, `partition`, countIf(verdict = 'rejected'), c
 FROM rejects FINAL
 WHERE topic = {topic:String} AND (%s)
 GROUP BY epoch, `partition`"""
-_STATED: Final = f"""SELECT epoch, `partition`, month, count(), sum(rows)
+_STATED: Final = f"""SELECT epoch, `partition`, month, count(), sum(rows), countIf(sparse = 1)
 FROM blocks FINAL
 WHERE topic = {{topic:String}} AND month > 0 AND NOT {settled("`start`")}
 GROUP BY epoch, `partition`, month"""
-_COUNTED: Final = f"""SELECT epoch, `partition`, month, count(), sum(rows)
+_COUNTED: Final = f"""SELECT epoch, `partition`, month, count(), sum(rows), countIf(sparse = 1)
 FROM blocks FINAL
 WHERE topic = {{topic:String}} AND month > 0 AND {settled("`start`")}
 GROUP BY epoch, `partition`, month
@@ -79,13 +80,19 @@ _Group = tuple[int, int, int]  # epoch, partition, month
 
 
 class Month(msgspec.Struct, frozen=True, array_like=True):
-    """Settled blocks with rows in a month (YYYYMM), and those rows, of one epoch and partition."""
+    """Settled blocks with rows in a month (YYYYMM), and those rows, of one epoch and partition; `sparse`: those of the
+    blocks that are marked in sparse tables too, all of them in a state from before there were others."""
 
     epoch: int
     partition: int
     month: int
     blocks: int
     rows: int
+    sparse: int | None = None
+
+    def marks(self, table: str) -> int:
+        """How many of the blocks are marked in that rollup."""
+        return self.blocks if self.sparse is None or table not in SPARSE else self.sparse
 
 
 class End(msgspec.Struct, frozen=True, array_like=True):
@@ -142,6 +149,7 @@ class _Row(NamedTuple):
     value_sum: Decimal
     id_hash_sum: int
     stated_at: datetime
+    sparse: int
 
 
 class _Span(NamedTuple):
@@ -231,8 +239,8 @@ class QuickAuditor:
         marks = {table: self._marks(table, touched) for table in MARKED} if touched else {}
         parts = {(str(table), int(month)): int(rows) for table, month, rows in self._rows(_PARTS, {})}
         stated = {
-            (e, p, m): (int(n), int(rows))
-            for e, p, m, n, rows in self._rows(_STATED, settled_until(self._topic, progress))
+            (row[0], row[1], row[2]): Month(*map(int, row))
+            for row in self._rows(_STATED, settled_until(self._topic, progress))
         }
         findings += _marks(after, touched, marks, stated)
         findings += _parts(after, parts, stated)
@@ -309,12 +317,12 @@ def _spans(state: State, progress: Mapping[int, tuple[int, int]]) -> list[_Span]
 def _add(state: State, ledger: Sequence[_Row]) -> State:
     """The state with these blocks."""
     ends = {end.partition: (end.epoch, end.offset) for end in state.ends}
-    months = {(m.epoch, m.partition, m.month): (m.blocks, m.rows) for m in state.months}
+    months = {(m.epoch, m.partition, m.month): (m.blocks, m.rows, m.marks(_A_SPARSE)) for m in state.months}
     for row in ledger:
         if row.month:
             group = (row.epoch, row.partition, row.month)
-            blocks, rows = months.get(group, (0, 0))
-            months[group] = (blocks + 1, rows + row.rows)
+            blocks, rows, sparse = months.get(group, (0, 0, 0))
+            months[group] = (blocks + 1, rows + row.rows, sparse + row.sparse)
         else:
             ends[row.partition] = max(ends.get(row.partition, (0, 0)), (row.epoch, row.end))
     return State(
@@ -397,28 +405,27 @@ def _marks(
     after: State,
     touched: set[_Group],
     marks: Mapping[str, Mapping[_Group, int]],
-    stated: Mapping[_Group, tuple[int, int]],
+    stated: Mapping[_Group, Month],
 ) -> Iterator[Finding]:
-    """Each block has arrived in each rollup once: as many marks as blocks, and no more than those under way more."""
-    blocks = {(m.epoch, m.partition, m.month): m.blocks for m in after.months}
+    """Each block has arrived once in each rollup that it marks: as many marks as such blocks, and no more than those
+    under way more."""
+    blocks = {(m.epoch, m.partition, m.month): m for m in after.months}
     for table, found in marks.items():
         for group in sorted(touched):
-            over = found.get(group, 0) - blocks[group]
-            if not 0 <= over <= stated.get(group, (0, 0))[0]:
+            over = found.get(group, 0) - blocks[group].marks(table)
+            if not 0 <= over <= (stated[group].marks(table) if group in stated else 0):
                 where = dict(zip(("epoch", "partition", "month"), map(str, group), strict=True))
                 yield Finding(f"quick: rollup {table}", where, f"the rollup has {over:+d} blocks against the ledger")
 
 
-def _parts(
-    after: State, parts: Mapping[tuple[str, int], int], stated: Mapping[_Group, tuple[int, int]]
-) -> Iterator[Finding]:
+def _parts(after: State, parts: Mapping[tuple[str, int], int], stated: Mapping[_Group, Month]) -> Iterator[Finding]:
     """Rows of facts by month, and of ids, as the parts count them: events and one mark for each block and month."""
     settled_: dict[int, int] = {}
     under_way: dict[int, int] = {}
     for entry in after.months:
         settled_[entry.month] = settled_.get(entry.month, 0) + entry.rows + entry.blocks
-    for (*_, month), (blocks, rows) in stated.items():
-        under_way[month] = under_way.get(month, 0) + rows + blocks
+    for entry in stated.values():
+        under_way[entry.month] = under_way.get(entry.month, 0) + entry.rows + entry.blocks
     found = {month: rows for (table, month), rows in parts.items() if table == "events"}
     for month in sorted(settled_.keys() | under_way.keys() | found.keys()):
         over = found.get(month, 0) - settled_.get(month, 0)

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from consumers.audit import ALL_TIME, SETTINGS, SLICE_ROWS, Auditor, AuditReport
 from consumers.audit_sql import PROGRESS, settled, settled_until
 from consumers.windows import Period
-from pipeline.adapters.rollup_view import MARKED, insert_from
+from pipeline.adapters.rollup_view import MARKED, SPARSE, insert_from
 from pipeline.ports import Reader
 from pipeline.stages.sink import MARK_ACCOUNT, mark_name
 
@@ -217,7 +217,7 @@ class Repairer:
         now = self._await_settled(stated)
         open_ = tuple(sorted(p for p, last in stated.items() if now[p] <= last))
         candidates: dict[tuple[int, int, int], list[int]] = {}
-        for block in self._ledger(year, bounds):
+        for block in self._ledger(table, year, bounds):
             place = (block.epoch, block.start)
             if place <= stated.get(block.partition, (-1, -1)) and place < now[block.partition]:
                 candidates.setdefault((block.epoch, block.partition, block.month), []).append(block.start)
@@ -250,12 +250,12 @@ class Repairer:
         What lands meanwhile makes that a range; one looks until it has shrunk to a number. Nothing is said of a group
         where the marks say something that lost blocks do not explain: the next audit finds it.
         """
-        below = self._ledger_counts(year, bounds)
+        below = self._ledger_counts(table, year, bounds)
         low, high = dict.fromkeys(candidates, -_FOR_EVER), dict.fromkeys(candidates, _FOR_EVER)
         for _ in range(_POLLS_MAX):
-            landed = self._after(year, stated, self._bounds())
+            landed = self._after(table, year, stated, self._bounds())
             marks = self._marks(table, year)
-            might = self._after(year, stated, None)
+            might = self._after(table, year, stated, None)
             for group, starts in candidates.items():
                 known = below.get(group, 0) + len(starts) - marks.get(group, 0)
                 low[group] = max(low[group], known + landed.get(group, 0))
@@ -296,29 +296,32 @@ class Repairer:
         )
         return {partition: (place[0], place[1]) for partition, place in rows}
 
-    def _ledger(self, year: int, bounds: _Bounds) -> list[_Block]:
-        """Blocks with rows in the year from the bounds on, in the order of the log."""
+    def _ledger(self, table: str, year: int, bounds: _Bounds) -> list[_Block]:
+        """Blocks that mark the table in the year from the bounds on, in the order of the log."""
         rows = self._rows(
             "SELECT epoch, `partition`, month, `start` FROM blocks FINAL WHERE topic = {topic:String}"
-            f" AND intDiv(month, 100) = {{year:UInt32}} AND NOT {settled('`start`')}"
+            f" AND intDiv(month, 100) = {{year:UInt32}} AND NOT {settled('`start`')} AND {_marking(table)}"
             " ORDER BY epoch, `partition`, month, `start`",
             {"year": year, **settled_until(self._topic, bounds)},
         )
         return [_Block(*row) for row in rows]
 
-    def _ledger_counts(self, year: int, bounds: _Bounds) -> dict[tuple[int, int, int], int]:
-        """Number of blocks before the bounds by epoch, partition and month."""
+    def _ledger_counts(self, table: str, year: int, bounds: _Bounds) -> dict[tuple[int, int, int], int]:
+        """Number of blocks before the bounds that mark the table, by epoch, partition and month."""
         rows = self._rows(
             "SELECT epoch, `partition`, month, count() FROM blocks FINAL WHERE topic = {topic:String}"
-            f" AND intDiv(month, 100) = {{year:UInt32}} AND {settled('`start`')} GROUP BY epoch, `partition`, month",
+            f" AND intDiv(month, 100) = {{year:UInt32}} AND {settled('`start`')} AND {_marking(table)}"
+            " GROUP BY epoch, `partition`, month",
             {"year": year, **settled_until(self._topic, bounds)},
         )
         return {(epoch, partition, month): blocks for epoch, partition, month, blocks in rows}
 
-    def _after(self, year: int, stated: _Bounds, settled_: _Bounds | None) -> dict[tuple[int, int, int], int]:
+    def _after(
+        self, table: str, year: int, stated: _Bounds, settled_: _Bounds | None
+    ) -> dict[tuple[int, int, int], int]:
         """Number of blocks past those that were stated at the swap: settled ones, or all that the ledger knows."""
         counts: dict[tuple[int, int, int], int] = {}
-        for block in self._ledger(year, stated):
+        for block in self._ledger(table, year, stated):
             place = (block.epoch, block.start)
             if place > stated.get(block.partition, place) and (settled_ is None or place < settled_[block.partition]):
                 group = (block.epoch, block.partition, block.month)
@@ -351,6 +354,11 @@ class Repairer:
 
     def _rows(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Sequence[tuple[Any, ...]]:
         return self._store.query(sql, parameters, SETTINGS).rows
+
+
+def _marking(table: str) -> str:
+    """Of rows of the ledger: whether the block marks that rollup."""
+    return "sparse = 1" if table in SPARSE else "1"
 
 
 def facts_hold(report: AuditReport) -> bool:

@@ -412,7 +412,8 @@ ROLLUPS: Final[tuple[RollupCheck, ...]] = (
         "account feature rev bucket client_id entity_id",
         (_METERS,),
         "quantity",
-        where="(account = '' OR toYYYYMM(timestamp + INTERVAL 14 HOUR) != toYYYYMM(timestamp - INTERVAL 12 HOUR))",
+        where="if(account = '', distinct_hash != 0,"  # marks of blocks that go to sparse tables
+        " toYYYYMM(timestamp + INTERVAL 14 HOUR) != toYYYYMM(timestamp - INTERVAL 12 HOUR))",
     ),
     _check("usage_15m", "account feature rev bucket", (_METERS,), "quantity", latest=True),
     _check(

@@ -345,8 +345,9 @@ class Blocks(Protocol):
     def insert(self, block: Block, deadline_ms: int) -> None:
         """All rows in one insert under the block's token; refused past the deadline."""
 
-    def insert_together(self, blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
-        """All rows of blocks of several partitions in one insert under that token; refused past the deadline."""
+    def insert_together(self, blocks: Sequence[Block], token: str, deadline_ms: int, *, sparse: bool = True) -> None:
+        """All rows of blocks of several partitions in one insert under that token; refused past the deadline. `sparse`:
+        also to the tables that get rows of few blocks, to be the same on each try; not to be False for one of them."""
 
     def landed(self, block: Block) -> Landed:
         """What has arrived of the block, table by table."""

@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from enum import Enum
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -76,13 +77,15 @@ class _Member:
 class _Insert:
     """Blocks that go together; the same token on every try."""
 
-    __slots__ = ("_members", "begun_ms", "error", "token")
+    __slots__ = ("_members", "begun_ms", "error", "sparse", "token")
 
     def __init__(self, members: Sequence[_Member], begun_ms: int) -> None:
         self._members = members
         self.begun_ms = begun_ms
         self.error: StoreUnavailable | StoreError | None = None
         self.token = "+".join(member.block.token for member in members)
+        # whoever leaves: the store knows a token again only where it comes the same way
+        self.sparse = any(member.block.sparse for member in members)
 
     def members(self) -> list[_Member]:
         """Those whose sessions still wait."""
@@ -126,12 +129,12 @@ class _Coming:
 
 
 class SharedInserts:
-    """One for all sessions of a worker, in its event loop. `insert` gets blocks, token and deadline, blocks, and raises
-    StoreUnavailable or StoreError; `inserting` has a place for each insert that may be under way."""
+    """One for all sessions of a worker, in its event loop. `insert` is `Blocks.insert_together`;
+    `inserting` has a place for each insert that may be under way."""
 
     def __init__(
         self,
-        insert: Callable[[Sequence[Block], str, int], None],
+        insert: Callable[..., None],
         io: Executor,
         now_ms: Callable[[], int],
         inserting: asyncio.Semaphore,
@@ -309,7 +312,8 @@ class SharedInserts:
             member.begun()
         done = False
         try:
-            await asyncio.get_running_loop().run_in_executor(self._io, self._insert, blocks, insert.token, deadline_ms)
+            call = partial(self._insert, blocks, insert.token, deadline_ms, sparse=insert.sparse)
+            await asyncio.get_running_loop().run_in_executor(self._io, call)
         except (StoreUnavailable, StoreError) as error:
             insert.error = error
             _log.warning("waiting", doing="shared insert", blocks=len(blocks), error=str(error)[:500])

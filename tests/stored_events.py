@@ -85,6 +85,15 @@ def emptied(store: Store) -> Store:
     return store
 
 
+def definition_of(store: Store, name: str) -> str:
+    """The statement that makes this table or view as all migrations together have left it."""
+    ((made,),) = store.query(
+        "SELECT create_table_query FROM system.tables WHERE database = currentDatabase() AND name = {name:String}",
+        {"name": name},
+    ).rows
+    return str(made)
+
+
 def block_rows(events: Sequence[StoredEvent], *, start: int, deadline: datetime = FAR) -> pa.Table:
     """The Arrow block that the worker inserts for these events."""
     names = [[*e.texts, *e.numbers] for e in events]

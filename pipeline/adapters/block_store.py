@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.adapters.clickhouse import Store
-from pipeline.adapters.rollup_view import MARKED, select_over
+from pipeline.adapters.rollup_view import MARKED, SPARSE, select_over
 from pipeline.adapters.together import TogetherWriter
 from pipeline.block import GAP_RULES, Intent, Line, Position, Sighting, Verdict, earlier, pack_sighting
 from pipeline.event import id_hash, readable_transaction_id
@@ -116,15 +116,16 @@ class BlockStore:
         Rows are not counted: some may have been erased since."""
         where = {**self._where(epoch, partition), "start": start}
         rows = self._store.query(
-            """SELECT month, `end`, conflicts + rejected FROM blocks FINAL
+            """SELECT month, `end`, conflicts + rejected, sparse FROM blocks FINAL
             WHERE topic = {topic:String} AND epoch = {epoch:UInt32} AND `partition` = {partition:UInt32}
             AND `start` = {start:UInt64} ORDER BY month""",
             where,
         ).rows
         months = [month for month, *_ in rows if month]
-        refused = sum(number for month, _, number in rows if month == 0)
-        end = max((end for _, end, _ in rows), default=start)
-        return self._all_marked(where, months) and refused <= self._refused(where, end)
+        refused = sum(number for month, _, number, _ in rows if month == 0)
+        end = max((end for _, end, *_ in rows), default=start)
+        marked = self._all_marked(where, months, sparse=any(sparse for *_, sparse in rows))
+        return marked and refused <= self._refused(where, end)
 
     def counted_before(
         self, epoch: int, partition: int, offset: int, *, appended_before_ms: int | None = None
@@ -154,6 +155,7 @@ class BlockStore:
         in one insert where they come while one is under way, or the first one lingers."""
         counts = block.counts
         head = {
+            "sparse": int(block.sparse),
             "topic": block.topic,
             "epoch": block.epoch,
             "partition": block.partition,
@@ -190,16 +192,18 @@ class BlockStore:
         """All rows of the block in one insert under the block's token. The server refuses it past the deadline, and
         ends it when it runs longer than it may: a view must not be written long after the deadline was looked at."""
         if block.rows is not None:
-            self._insert_rows([block.rows], block.token, deadline_ms, self._insert_s_max)
+            self._insert_rows([block.rows], block.token, deadline_ms, self._insert_s_max, sparse=block.sparse)
 
-    def insert_together(self, blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
+    def insert_together(self, blocks: Sequence[Block], token: str, deadline_ms: int, *, sparse: bool = True) -> None:
         """The same for blocks of several partitions under that token: one part in each table and month, with a mark of
-        each block."""
+        each block. `sparse`: see `pipeline.ports.Blocks`."""
         batches = [block.rows for block in blocks if block.rows is not None]
         if batches:
-            self._insert_rows(batches, token, deadline_ms, self._shared_s_max)
+            self._insert_rows(batches, token, deadline_ms, self._shared_s_max, sparse=sparse)
 
-    def _insert_rows(self, batches: Sequence[pa.RecordBatch], token: str, deadline_ms: int, run_s_max: int) -> None:
+    def _insert_rows(
+        self, batches: Sequence[pa.RecordBatch], token: str, deadline_ms: int, run_s_max: int, *, sparse: bool
+    ) -> None:
         rows = pa.Table.from_batches(batches)
         deadline = pa.repeat(pa.scalar(deadline_ms, pa.int64()), rows.num_rows).cast(pa.timestamp("ms", "UTC"))
         rows = rows.append_column("deadline", deadline)
@@ -209,7 +213,8 @@ class BlockStore:
             "query_plan_enable_optimizations": 0,  # one plan for each view, without any key or join: 6 ms for nothing
             **_WHOLE,
         }
-        self._store.insert_arrow("ingest", rows, told)
+        # views of tables that get nothing cost as much as any: a quarter of what a small insert costs the store
+        self._store.insert_arrow("ingest" if sparse else "ingest_plain", rows, told)
 
     def landed(self, block: Block) -> Landed:
         """What has arrived of the block: its rows in facts, its ids, and its mark in every rollup. Of a block without
@@ -236,12 +241,12 @@ class BlockStore:
         ).rows[0][0]
         arrivals["event_ids", 0] = _times(ids, len(block.months))
         months = [entry.month for entry in block.months]
-        expected = self._marks_expected(where, months)
+        before = self._blocks_before(where, months)
         mark = mark_name(block.topic, block.epoch, block.partition)
-        for table, (name, when) in MARKED.items():
-            found = self._marks_found(table, name, when, mark, months)
-            for month, count in expected.items():
-                arrivals[table, month] = found.get(month, 0) - (count - 1)
+        for table in _marked(sparse=block.sparse):
+            found = self._marks_found(table, mark, months)
+            for month in months:
+                arrivals[table, month] = found.get(month, 0) - before[month][table in SPARSE]
         return Landed(arrivals)
 
     def repair(self, block: Block, landed: Landed) -> None:
@@ -324,12 +329,20 @@ class BlockStore:
     def unfilled(self) -> list[str]:
         """Rollups that lack blocks which others hold, beyond the one a partition that may be under way. Workers may
         run: what a table lacks after all others were read does not come any more."""
-        most: dict[tuple[str, int], int] = {}
+        most: dict[tuple[bool, str, int], int] = {}  # of sparse tables by themselves: fewer blocks mark them
         for table in MARKED:
             for place, number in self._all_marks(table).items():
-                most[place] = max(number, most.get(place, 0))
+                most[table in SPARSE, *place] = max(number, most.get((table in SPARSE, *place), 0))
         marks = {table: self._all_marks(table) for table in MARKED}
-        return [t for t, found in marks.items() if any(n - found.get(place, 0) > 1 for place, n in most.items())]
+        return [
+            table
+            for table, found in marks.items()
+            if any(
+                number - found.get((name, month), 0) > 1
+                for (sparse, name, month), number in most.items()
+                if sparse is (table in SPARSE)
+            )
+        ]
 
     def fill(self, committed: Mapping[int, int]) -> list[tuple[str, int]]:
         """Fills rollups that were added after their events, month by month, from facts and corrections; the tables and
@@ -341,9 +354,10 @@ class BlockStore:
         ValueError when a month is there in part.
         """
         borders = self._borders(committed)
-        expected = self._ledgers_marks(borders)
+        marks = self._ledgers_marks(borders)
         filled = []
         for table in MARKED:
+            expected = {place: numbers[table in SPARSE] for place, numbers in marks.items()}
             found = self._all_marks(table)
             for month in sorted({month for _, month in expected}):
                 lacking = [
@@ -374,15 +388,18 @@ class BlockStore:
             for epoch, partition, start, end in rows
         }
 
-    def _ledgers_marks(self, borders: Mapping[tuple[int, int], int]) -> dict[tuple[str, int], int]:
-        found: dict[tuple[str, int], int] = {}
+    def _ledgers_marks(self, borders: Mapping[tuple[int, int], int]) -> dict[tuple[str, int], tuple[int, int]]:
+        """Blocks before the borders by mark and month: all, and those that mark sparse tables."""
+        found: dict[tuple[str, int], tuple[int, int]] = {}
         for (epoch, partition), border in borders.items():
             rows = self._store.query(
-                """SELECT month, count() FROM blocks FINAL WHERE topic = {topic:String} AND epoch = {epoch:UInt32}
+                """SELECT month, count(), countIf(sparse = 1) FROM blocks FINAL
+                WHERE topic = {topic:String} AND epoch = {epoch:UInt32}
                 AND `partition` = {partition:UInt32} AND month != 0 AND `start` < {border:UInt64} GROUP BY month""",
                 {**self._where(epoch, partition), "border": border},
             ).rows
-            found |= {(mark_name(self._topic, epoch, partition), month): number for month, number in rows}
+            mark = mark_name(self._topic, epoch, partition)
+            found |= {(mark, month): (number, sparse) for month, number, sparse in rows}
         return found
 
     def _all_marks(self, table: str) -> dict[tuple[str, int], int]:
@@ -415,7 +432,7 @@ class BlockStore:
     def _where(self, epoch: int, partition: int) -> dict[str, Any]:
         return {"topic": self._topic, "epoch": epoch, "partition": partition}
 
-    def _all_marked(self, where: Mapping[str, Any], months: Sequence[int]) -> bool:
+    def _all_marked(self, where: Mapping[str, Any], months: Sequence[int], *, sparse: bool) -> bool:
         if not months:
             return True
         facts = self._store.query(
@@ -431,11 +448,11 @@ class BlockStore:
         if facts < len(months) or ids < len(months):
             return False
         name = mark_name(self._topic, where["epoch"], where["partition"])
-        expected = self._marks_expected(where, months)
+        before = self._blocks_before(where, months)
         return all(
-            found.get(month, 0) >= expected[month]
-            for table, columns in MARKED.items()
-            for found in [self._marks_found(table, *columns, name, months)]
+            found.get(month, 0) > before[month][table in SPARSE]
+            for table in _marked(sparse=sparse)
+            for found in [self._marks_found(table, name, months)]
             for month in months
         )
 
@@ -447,18 +464,19 @@ class BlockStore:
         ).rows[0][0]
         return found
 
-    def _marks_expected(self, where: Mapping[str, Any], months: Sequence[int]) -> dict[int, int]:
-        """Per month, how many blocks of the partition have rows there, up to and with the one at `start`."""
+    def _blocks_before(self, where: Mapping[str, Any], months: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """Per month, how many blocks of the partition before the one at `start` have rows there, and how many of those
+        mark sparse tables."""
         rows = self._store.query(
-            """SELECT month, count() FROM blocks FINAL
+            """SELECT month, count(), countIf(sparse = 1) FROM blocks FINAL
             WHERE topic = {topic:String} AND epoch = {epoch:UInt32} AND `partition` = {partition:UInt32}
             AND month IN {months:Array(UInt32)} AND `start` < {start:UInt64} GROUP BY month""",
             {**where, "months": months},
         ).rows
-        before: dict[int, int] = {row[0]: row[1] for row in rows}
-        return {month: before.get(month, 0) + 1 for month in months}
+        return dict.fromkeys(months, (0, 0)) | {month: (number, sparse) for month, number, sparse in rows}
 
-    def _marks_found(self, table: str, name: str, when: str, mark: str, months: Sequence[int]) -> dict[int, int]:
+    def _marks_found(self, table: str, mark: str, months: Sequence[int]) -> dict[int, int]:
+        name, when = MARKED[table]
         rows = self._store.query(
             f"""SELECT toYYYYMM({when}) AS month, sum(events) FROM {table}
             WHERE account = {{account:String}} AND {name} = {{name:String}} AND month IN {{months:Array(UInt32)}}
@@ -496,6 +514,11 @@ class BlockStore:
         as_stored = ", ".join(f"CAST(`{name}` AS {kind}) AS `{name}`" for name, kind in types if f"`{name}`" in columns)
         cells = self._store.read(f"SELECT {as_stored} FROM ({select})", _CELLS)  # noqa: S608 - the view's own text
         self._store.insert_encoded(table, cells, _CELLS, _repair(block, table, month))
+
+
+def _marked(*, sparse: bool) -> list[str]:
+    """The rollups that a block marks."""
+    return [table for table in MARKED if sparse or table not in SPARSE]
 
 
 def _repair(block: Block, table: str, month: int) -> dict[str, Any]:
@@ -592,6 +615,7 @@ BLOCKS_SCHEMA = pa.schema(
         ("crc", pa.uint64()),
         ("catalog_version", pa.int64()),
         ("rules", pa.uint32()),
+        ("sparse", pa.uint8()),
         ("stated_at", _MILLIS),
         ("append_time_max", _MILLIS),
     ]

@@ -1,8 +1,9 @@
 """The store in memory: the fake of `adapters/block_store.py`, for tests and experiments.
 
 Rules: like the engine it writes an insert table by table and month by month, each under the insert's token, which it
-remembers per table and month; it looks at the deadline once, when the rows arrive. `events` are facts, `event_ids`
-the permanent ids, the others stand for rollups.
+remembers per table and month and by the way that the rows took; it looks at the deadline once, when the rows arrive.
+`events` are facts, `event_ids` the permanent ids, the others stand for rollups, the last one for those that only a
+sparse block has rows for.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,8 @@ from pipeline.block import Intent, Position, Sighting, Verdict, pack_sighting
 from pipeline.ports import Border, Epoch, Landed, Progress, StoreError
 from pipeline.stages.sink import MARK_ACCOUNT, Block
 
-TABLES: Final = ("events", "event_ids", "usage_client_day", "usage_15m")
+SPARSE: Final = "usage_client_edge_15m"
+TABLES: Final = ("events", "event_ids", "usage_client_day", "usage_15m", SPARSE)
 Place = tuple[str, int]
 BlockName = tuple[int, int, int]
 
@@ -105,18 +107,23 @@ class MemoryBlocks:
 
     def insert(self, block: Block, deadline_ms: int) -> None:
         """All rows, step by step."""
-        self.insert_together([block], block.token, deadline_ms)
+        self.insert_together([block], block.token, deadline_ms, sparse=block.sparse)
 
-    def insert_together(self, blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
+    def insert_together(self, blocks: Sequence[Block], token: str, deadline_ms: int, *, sparse: bool = True) -> None:
         """All rows of these blocks, step by step."""
-        for step in self.steps(blocks, token, deadline_ms):
+        for step in self.steps(blocks, token, deadline_ms, sparse=sparse):
             step()
 
-    def steps(self, blocks: Sequence[Block], token: str, deadline_ms: int) -> list[Callable[[], None]]:
+    def steps(
+        self, blocks: Sequence[Block], token: str, deadline_ms: int, *, sparse: bool = True
+    ) -> list[Callable[[], None]]:
         """What an insert does one after the other; whoever stops in between leaves it half done."""
         if self._now_ms() > deadline_ms:
             raise StoreError(469, "the insert came after its deadline")
-        return [lambda place=place: self._land(place, blocks, token) for place in self.places_of(blocks)]  # type: ignore[misc]
+        if not sparse and any(block.sparse for block in blocks):
+            raise AssertionError("rows for a sparse table went where no view brings them to it")
+        name = known_as(token, sparse=sparse)
+        return [lambda place=place: self._land(place, blocks, name) for place in self.places_of(blocks)]  # type: ignore[misc]
 
     def places_of(self, blocks: Sequence[Block]) -> list[Place]:
         """Tables and months that these blocks go to, in the order of writing."""
@@ -128,7 +135,8 @@ class MemoryBlocks:
         if block.rows is None:
             return []
         months = [entry.month for entry in block.months]
-        return [(table, month) for table in TABLES for month in ([0] if table == "event_ids" else months)]
+        tables = [table for table in TABLES if table != SPARSE or block.sparse]
+        return [(table, month) for table in tables for month in ([0] if table == "event_ids" else months)]
 
     def landed(self, block: Block) -> Landed:
         """What has arrived of the block, table by table."""
@@ -174,7 +182,7 @@ class MemoryBlocks:
         return {f.key.to_bytes(16, "little"): pack_sighting(Sighting(f.position, f.content, f.append_s)) for f in facts}
 
     def note_token(self, place: Place, token: str) -> None:
-        """Rows under this token are taken for known in that table and month from now on."""
+        """Rows under this token (see `known_as`) are taken for known in that table and month from now on."""
         self._tokens[place, token] = self._now_ms()
 
     def facts(self, table: str) -> list[tuple[int, Fact]]:
@@ -207,6 +215,11 @@ class MemoryBlocks:
         if name not in self._rows:
             self._rows[name] = tuple(_facts(block))
         return self._rows[name]
+
+
+def known_as(token: str, *, sparse: bool) -> str:
+    """What tables remember of a token: it comes through one view more where sparse tables get something."""
+    return f"{token}, by way of sparse tables" if sparse else token
 
 
 def block_name(block: Block) -> BlockName:

@@ -35,7 +35,7 @@ from pipeline.adapters.kafka import (
     leave_group,
 )
 from pipeline.adapters.rocks import SightingTable, Tables
-from pipeline.block import RULES, LogRecord
+from pipeline.block import TABLE_RULES, LogRecord
 from pipeline.ports import Batch, CommitAnswer, Member
 from pipeline.settings import Settings
 
@@ -191,7 +191,7 @@ class SightingStore(FaustStore):  # type: ignore[misc]
         if partition not in self._open:
             self._open[partition] = self._tables.open(
                 # other rules may judge otherwise: their table is read back anew
-                f"{self.app.settings.topic_events}-{partition}.rules{RULES}.v2"
+                f"{self.app.settings.topic_events}-{partition}.rules{TABLE_RULES}.v2"
             )
         return self._open[partition]
 

@@ -56,7 +56,7 @@ class GapStore:
         """The ledger's block that starts there, without its rows; None when there is none."""
         rows = self._store.query(
             """SELECT month, `end`, events, accepted, duplicates, conflicts, rejected, rerouted, rows, value_sum,
-            id_hash_sum, crc, catalog_version, rules FROM blocks FINAL
+            id_hash_sum, crc, catalog_version, rules, sparse FROM blocks FINAL
             WHERE topic = {topic:String} AND epoch = {epoch:UInt32} AND `partition` = {partition:UInt32}
             AND `start` = {start:UInt64} ORDER BY month""",
             {"topic": self._topic, "epoch": epoch, "partition": partition, "start": start},
@@ -77,6 +77,7 @@ class GapStore:
             append_ms_max=0,
             months=tuple(MonthEntry(row[0], row[8], Decimal(row[9]), row[10]) for row in rows[1:] if row[8]),
             rows=None,
+            sparse=bool(whole[14]),
             sightings={},
             repeats=None,
             rejects=(),

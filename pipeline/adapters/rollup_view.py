@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pipeline.ports import Reader
 
-#: Rollups that every block marks, with the column that holds the mark's name and the one that holds its month.
+#: Rollups that blocks mark, with the column that holds the mark's name and the one that holds its month.
 MARKED: Final = {
     "usage_client_day": ("feature", "day"),
     "usage_client_edge_15m": ("feature", "bucket"),
@@ -20,6 +20,8 @@ MARKED: Final = {
     "events_15m": ("event_name", "bucket"),
     "events_dimension_15m": ("event_name", "bucket"),
 }
+#: Those of them that get rows of few blocks, and marks of no others (`Block.sparse`; `sparse` in the ledger).
+SPARSE: Final = frozenset({"usage_client_edge_15m", "usage_uniques_client_day"})
 
 
 def insert_from(

@@ -45,7 +45,7 @@ class RuleSet(msgspec.Struct, frozen=True):
 
 #: All versions that this worker can build blocks under; new blocks are begun under the newest. An upgrade that changes
 #: the rules adds a set and leaves the former ones as they are, until no group can hold an intent of theirs.
-RULE_SETS: Final[dict[int, RuleSet]] = {RULES: RuleSet()}
+RULE_SETS: Final[dict[int, RuleSet]] = {1: RuleSet(), RULES: RuleSet()}  # they differ in marks: SPARSE_RULES
 
 
 def read_lines(

@@ -66,6 +66,7 @@ from pipeline.stages.sink import (
     MonthEntry,
     checksum,
     counts_of,
+    is_sparse,
     marks,
     month_entries,
     month_of,
@@ -325,9 +326,13 @@ class Columns:
         verdicts = self.verdicts.tobytes()
         accepted = np.flatnonzero(self.verdicts == Verdict.ACCEPTED)
         months = _months(self, accepted)
-        rows = None
+        rows, sparse = None, False
         if len(accepted):
             batch = pa.RecordBatch.from_pydict(_columns(self, accepted, mapper, place, start, catalog_version))
+            times = self.found.timestamp_us[accepted]
+            hashes = batch.column("meters.distinct_hash").values.buffers()[1]
+            distinct = bool(np.frombuffer(hashes, np.uint64).any())
+            sparse = is_sparse(rules, int(times.min()), int(times.max()), distinct=distinct)
             append_max = int(self.append_ms[accepted].max())
             tail = marks(
                 place,
@@ -335,6 +340,7 @@ class Columns:
                 start=start,
                 catalog_version=catalog_version,
                 append_ms=append_max,
+                sparse=sparse,
             )
             rows = pa.Table.from_batches([batch, tail]).combine_chunks().to_batches()[0]
         return Block(
@@ -350,6 +356,7 @@ class Columns:
             append_ms_max=int(self.append_ms.max(initial=0)),
             months=months,
             rows=rows,
+            sparse=sparse,
             sightings=sightings,
             rejects=tuple(self.lines_of(Verdict.REJECTED, Verdict.CONFLICT)),
             repeats=_repeats(self, start),

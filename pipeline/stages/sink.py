@@ -3,7 +3,9 @@
 One insert feeds every table, but the engine writes table by table and month by month. So each block also carries one
 *mark* a month: a row of account '' (no customer's) that flows through every view like an event and lands in the same
 part as the block's rows. A mark's value is the block's start; the largest one of a table and month tells whether the
-block has arrived there, their number whether any arrived twice.
+block has arrived there, their number whether any arrived twice. Some tables get rows of few blocks: of distinct values,
+and where months end. A block of which they get nothing is not marked there either, and the store spares itself their
+views (see `Block.sparse`).
 """
 
 from array import array
@@ -17,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from xxhash import xxh3_64
 
-from pipeline.block import Counts, Intent, Line, Place, Verdict
+from pipeline.block import SPARSE_RULES, Counts, Intent, Line, Place, Verdict
 from pipeline.event import Event
 from pipeline.stages.mapping import DimensionValue, Mapper, Meter
 
@@ -29,6 +31,8 @@ _MILLISECONDS = pa.timestamp("ms", "UTC")
 _ZERO: Final = Decimal(0)
 _EXACT: Final = Context(prec=200)  # the default of 28 digits would round
 _AGAIN: Final = frozenset({Verdict.DUPLICATE, Verdict.CONFLICT})  # 1 and 2, as in the table `repeats`
+_EDGE_AFTER_US: Final = 12 * 3_600_000_000  # what `usage_client_edge_15m` keeps of a month: its first 12 hours
+_EDGE_BEFORE_US: Final = 14 * 3_600_000_000  # and its last 14
 _MONTH_LINE: Final = 0xFFFF_FFFF  # a mark's line number; no event has it
 
 
@@ -42,7 +46,10 @@ class MonthEntry(msgspec.Struct, frozen=True):
 
 
 class Block(msgspec.Struct, kw_only=True, gc=False):
-    """A block that is ready to be stated and then acted on."""
+    """A block that is ready to be stated and then acted on.
+
+    `sparse`: whether it is marked in the tables that get rows of few blocks (`SPARSE` in `adapters/rollup_view.py`), as
+    each block was under rules before SPARSE_RULES. True where any of its rows may go there."""
 
     topic: str
     epoch: int
@@ -56,6 +63,7 @@ class Block(msgspec.Struct, kw_only=True, gc=False):
     append_ms_max: int
     months: tuple[MonthEntry, ...]
     rows: pa.RecordBatch | None
+    sparse: bool
     sightings: Mapping[bytes, bytes]
     rejects: tuple[Line, ...]
     repeats: pa.RecordBatch | None
@@ -102,10 +110,13 @@ def make_block(
     accepted = [line for line in lines if line.verdict == Verdict.ACCEPTED]
     verdicts = bytes([line.verdict for line in lines])
     months = _months(accepted)
-    rows = None
+    rows, sparse = None, False
     if accepted:
         measured = [_measure(line, mapper) for line in accepted]
-        rows = _columns(accepted, measured, months, place, start=start, catalog_version=catalog_version)
+        times = [_event(line).timestamp_us for line in accepted]
+        distinct = any(meter.distinct_hash for meters, _ in measured for meter in meters)
+        sparse = is_sparse(rules, min(times), max(times), distinct=distinct)
+        rows = _columns(accepted, measured, months, place, start=start, catalog_version=catalog_version, sparse=sparse)
     return Block(
         topic=place.topic,
         epoch=place.epoch,
@@ -119,6 +130,7 @@ def make_block(
         append_ms_max=max((line.append_ms for line in lines), default=0),
         months=months,
         rows=rows,
+        sparse=sparse,
         sightings=sightings,
         rejects=tuple(line for line in lines if line.verdict in (Verdict.REJECTED, Verdict.CONFLICT)),
         repeats=_repeats(lines, place, start),
@@ -130,6 +142,16 @@ def make_block(
 def counts_of(verdicts: bytes) -> Counts:
     """How often each verdict was given."""
     return Counts(len(verdicts), *[verdicts.count(verdict) for verdict in Verdict])
+
+
+def is_sparse(rules: int, first_us: int, last_us: int, *, distinct: bool) -> bool:
+    """`Block.sparse` of a block whose rows lie between these timestamps; `distinct`: whether one has a distinct value.
+
+    True as well of one that spans the end of a month and has no row there, which costs the store a little. All rows are
+    of kind delta: whoever lets in others has to ask for them here, since `sets` is fed by the same way.
+    """
+    at_an_end = month_of(first_us - _EDGE_AFTER_US) != month_of(last_us + _EDGE_BEFORE_US)
+    return rules < SPARSE_RULES or distinct or at_an_end
 
 
 def month_of(timestamp_us: int) -> int:
@@ -149,10 +171,14 @@ def checksum(verdicts: bytes, rows: pa.RecordBatch | None) -> int:
     return digest.intdigest()
 
 
-def marks(place: Place, months: Sequence[int], *, start: int, catalog_version: int, append_ms: int) -> pa.RecordBatch:
+def marks(
+    place: Place, months: Sequence[int], *, start: int, catalog_version: int, append_ms: int, sparse: bool
+) -> pa.RecordBatch:
     """The rows that mark a block in each of these months."""
     entries = [MonthEntry(month, 0, _ZERO, 0) for month in months]
-    return _columns([], [], entries, place, start=start, catalog_version=catalog_version, append_ms=append_ms)
+    return _columns(
+        [], [], entries, place, start=start, catalog_version=catalog_version, append_ms=append_ms, sparse=sparse
+    )
 
 
 # ------------------------------------------------------------------------------------------------ private
@@ -253,9 +279,11 @@ def _columns(
     *,
     start: int,
     catalog_version: int,
+    sparse: bool,
     append_ms: int | None = None,
 ) -> pa.RecordBatch:
-    """The rows of `ingest` (see sql/), without the deadline, which each try sets anew. Marks come last."""
+    """The rows of `ingest` (see sql/), without the deadline, which each try sets anew. Marks come last; those of a
+    `sparse` block have a distinct value, by which the views of sparse tables know them."""
     events = [_event(line) for line in accepted]
     name = mark_name(place.topic, place.epoch, place.partition)
     marks = len(months)
@@ -263,7 +291,7 @@ def _columns(
     mark_times = [int(datetime(m.month // 100, m.month % 100, 1, tzinfo=UTC).timestamp()) * 1_000_000 for m in months]
     append_max = append_ms if append_ms is not None else max(line.append_ms for line in accepted)
     mark_measure: _Measured = (
-        (Meter(name, place.epoch, first, 1),),
+        (Meter(name, place.epoch, first, int(sparse)),),
         (DimensionValue("block", place.epoch, name, None),),
     )
     all_measured = [*measured, *([mark_measure] * marks)]

@@ -20,7 +20,7 @@ import numpy as np
 from rocksdict import IngestExternalFileOptions, SstFileWriter
 
 from pipeline.adapters.rocks import SightingTable, Tables
-from pipeline.block import KEY_BYTES, RULES, Position, Sighting, pack_sighting
+from pipeline.block import KEY_BYTES, TABLE_RULES, Position, Sighting, pack_sighting
 
 CHUNK: Final = 200_000
 _RECORD_EVENTS: Final = 10
@@ -49,7 +49,7 @@ class Filled:
 
 def table_name(topic: str, partition: int) -> str:
     """The folder of a partition's table, as `SightingStore.open` names it."""
-    return f"{topic}-{partition}.rules{RULES}.v2"
+    return f"{topic}-{partition}.rules{TABLE_RULES}.v2"
 
 
 def filled(folder: Path, ids: int, partitions: int, cache_bytes: int) -> Filled:
@@ -73,7 +73,7 @@ def schema_of(table: Path) -> str:
         r"^.*(wal_dir|db_log_dir|_version)=.*$", "", options, flags=re.MULTILINE
     )  # of the place, not the format
     sample = pack_sighting(Sighting(Position(3, 1_000_003, 7), 0x123456789A, _FIRST_APPEND_S))
-    return hashlib.sha256(f"{RULES} {KEY_BYTES} {sample.hex()}\n{options}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{TABLE_RULES} {KEY_BYTES} {sample.hex()}\n{options}".encode()).hexdigest()[:16]
 
 
 def sightings(count: int, first: int, *, mixed: bool = False) -> list[bytes]:

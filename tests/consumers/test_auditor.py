@@ -4,14 +4,17 @@ import threading
 import time
 from collections.abc import Callable
 
+import msgspec
 import pytest
-from counted_log import APPENDED_MS, CountedLog, events
+from counted_log import APPENDED_MS, CountedLog, events, plain_events
 from prometheus_client.parser import text_string_to_metric_families
 from store_contents import TARGETS
+from stored_events import definition_of
 
 from consumers.audit_quick import Quick, QuickAuditor, State
 from consumers.auditor import Audited, RunningAudit
 from pipeline.adapters.clickhouse import Store
+from pipeline.adapters.rollup_view import SPARSE
 from pipeline.metrics import AuditMetrics
 from pipeline.ports import StoreUnavailable
 
@@ -50,6 +53,23 @@ def test_it_goes_on_where_the_last_one_ended(log: CountedLog) -> None:
     third = quick.run(again.state)
     assert (third.blocks, third.accepted, third.drift) == (1, 30, 0)
     assert third.state == quick.state() != first.state
+
+
+def test_sparse_rollups_have_marks_of_those_blocks_alone_that_go_there(log: CountedLog) -> None:
+    """A look at the whole tells it, and one that goes on from a state that knew no others; their loss is found."""
+    quick = _quick(log)
+    whole = quick.run(State()).state
+    former = msgspec.structs.replace(whole, months=tuple(msgspec.structs.replace(m, sparse=None) for m in whole.months))
+    blocks = [log.count(plain_events(3, 30)), log.count(events(4, 30, 60)), log.count(plain_events(5, 30))]
+    assert [block.sparse for block in blocks] == [False, True, False]
+    for state in (whole, former):
+        told = quick.run(state)
+        assert (told.blocks, told.findings) == (3, ())
+        assert told.state == quick.state()
+    assert any(month.sparse != month.blocks for month in quick.state().months)
+    for table in sorted(SPARSE):
+        log.store.command(f"ALTER TABLE {table} DELETE WHERE account = ''", settings=NOW)
+    assert {f.check for f in quick.run(whole).findings} == {f"quick: rollup {table}" for table in SPARSE}
 
 
 def _lose_facts(log: CountedLog) -> None:
@@ -123,23 +143,17 @@ def test_a_block_that_never_reached_a_rollup_is_named(log: CountedLog) -> None:
     """By its table, partition and month, from marks alone."""
     state = _quick(log).run(State()).state
     block = log.build([(value, APPENDED_MS) for value in events(8, 10, 1)])
+    view = definition_of(log.store, "ingest_to_usage_15m")
     log.store.command("DROP VIEW ingest_to_usage_15m")
     try:
         log.store_block(block)
         log.report()
     finally:
-        _restore_view(log.store)
+        log.store.command(view)
     (finding,) = _quick(log).run(state).findings
     assert finding.check == "quick: rollup usage_15m"
     assert finding.where == {"epoch": "0", "partition": "0", "month": "202511"}
     assert finding.message == "the rollup has -1 blocks against the ledger"
-
-
-def _restore_view(store: Store) -> None:
-    from pipeline.migrate import sql_dir
-
-    text = (sql_dir() / "0007_usage_15m.sql").read_text()
-    store.command(next(part for part in text.split(";") if "VIEW IF NOT EXISTS ingest_to_usage_15m" in part))
 
 
 def test_what_is_under_way_is_no_drift(log: CountedLog) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pipeline.adapters.block_store import BlockStore
-from pipeline.adapters.block_store_fake import TABLES, MemoryBlocks
+from pipeline.adapters.block_store_fake import SPARSE, TABLES, MemoryBlocks
 from pipeline.adapters.clickhouse import Store
-from pipeline.block import LogRecord, Place
+from pipeline.block import RULES, LogRecord, Place
 from pipeline.catalog import Account, Catalog, Feature, encode_account, encode_feature
 from pipeline.event import id_hash, partition_of
 from pipeline.ports import Blocks, Border, Epoch, StoreError
@@ -41,7 +41,12 @@ def engine(store: Store) -> Bench:
     """On the real engine."""
     name = store.query("SELECT currentDatabase()").rows[0][0]
     blocks = BlockStore(store, topic=TOPIC, database=name)
-    when = {"events": "timestamp", "usage_client_day": "day", "usage_15m": "bucket"}
+    when = {
+        "events": "timestamp",
+        "usage_client_day": "day",
+        "usage_15m": "bucket",
+        "usage_client_edge_15m": "bucket",
+    }
 
     def lose(table: str, month: int) -> None:
         where = f"toYYYYMM({when[table]}) = {month}" if month else "1"
@@ -87,7 +92,7 @@ class Partition:
     seen: dict[bytes, bytes] = field(default_factory=dict)
     mapper: Mapper = field(default_factory=_mapper)
 
-    def block(self, lines: Iterable[bytes]) -> Block:
+    def block(self, lines: Iterable[bytes], rules: int = RULES) -> Block:
         """The next block, a record a line; an offset without a record follows."""
         start = self.end
         records = [LogRecord(start + i, STATED_MS + i, line, (("account", b"acme"),)) for i, line in enumerate(lines)]
@@ -100,6 +105,7 @@ class Partition:
             mapper=self.mapper,
             catalog_version=7,
             lookup=lambda keys: {key: self.seen[key] for key in keys if key in self.seen},
+            rules=rules,
         )
         self.seen.update(block.sightings)
         return block
@@ -121,9 +127,14 @@ def events(name: str, number: int = 12) -> list[bytes]:
     ]
 
 
-def own_events(partition: Partition, name: str) -> list[bytes]:
-    """Events over both months whose ids belong to that partition."""
-    several = events(f"{name}/{partition.number}", 60)
+def plain_events(name: str, number: int = 12) -> list[bytes]:
+    """Events in the midst of the first month, of which no sparse table gets anything."""
+    return [line.replace(b"2026-02-", b"2026-01-") for line in events(name, number)]
+
+
+def own_events(partition: Partition, name: str, lines: Callable[[str, int], list[bytes]] = events) -> list[bytes]:
+    """Such events, by default over both months, whose ids belong to that partition."""
+    several = lines(f"{name}/{partition.number}", 60)
     ids = [json.loads(event)["transactionId"] for event in several]
     n = partition.number + 1
     return [e for e, i in zip(several, ids, strict=True) if partition_of(id_hash("acme", i), n) == partition.number]
@@ -237,6 +248,58 @@ def test_of_several_blocks_each_is_repaired_by_itself(bench: Bench, place: tuple
         bench.blocks.repair(block, landed)
         assert bench.blocks.landed(block).complete
         assert bench.blocks.whole(0, block.partition, block.start)
+
+
+def test_a_block_of_which_sparse_tables_get_nothing_is_not_marked_there(bench: Bench) -> None:
+    """Between others of which they do, each is told whole, and what they lose is told of the others alone."""
+    partition = Partition()
+    kinds = (events, plain_events, plain_events, events)
+    blocks = [partition.block(lines(str(n))) for n, lines in enumerate(kinds)]
+    assert [block.sparse for block in blocks] == [True, False, False, True]
+    for block in blocks:
+        with pytest.raises(StoreError):
+            bench.blocks.insert(block, bench.now_ms() - 1)
+        for _ in range(2):  # known by its token, whichever way it takes
+            put(bench, block)
+        landed = bench.blocks.landed(block)
+        assert landed.complete
+        assert any(table == SPARSE for table, _ in landed.arrivals) is block.sparse
+    assert [bench.blocks.whole(0, 0, block.start) for block in blocks] == [True] * 4
+    for month in MONTHS:
+        bench.lose(SPARSE, month)
+    assert [bench.blocks.whole(0, 0, block.start) for block in blocks] == [False, True, True, False]
+
+
+def test_blocks_of_both_kinds_in_one_insert_land_once_each(bench: Bench) -> None:
+    """It goes to the sparse tables, which take no mark of the block that they get nothing of: a later one is told by
+    the number of marks."""
+    plain, sparse = Partition(0), Partition(1)
+    for name in ("a", "b"):
+        blocks = [plain.block(own_events(plain, name, plain_events)), sparse.block(own_events(sparse, name))]
+        assert [block.sparse for block in blocks] == [False, True]
+        for block in blocks:
+            bench.blocks.write_ledger(block, STATED_MS)
+        for deadline in (FAR_MS, FAR_MS + 1):
+            bench.blocks.insert_together(blocks, name, deadline, sparse=True)
+        assert [bench.blocks.landed(block).complete for block in blocks] == [True, True]
+    last = plain.block(own_events(plain, "c"))
+    put(bench, last)
+    assert bench.blocks.landed(last).complete
+    assert bench.blocks.whole(0, 0, last.start)
+
+
+def test_blocks_under_the_former_rules_are_marked_everywhere(bench: Bench) -> None:
+    """As they were before an upgrade, and before and after those of now."""
+    partition = Partition()
+    rules = (1, RULES, 1, RULES)
+    blocks = [partition.block(plain_events(str(n)), rules=number) for n, number in enumerate(rules)]
+    assert [block.sparse for block in blocks] == [True, False, True, False]
+    for block in blocks:
+        put(bench, block)
+        assert bench.blocks.landed(block).complete
+    assert [bench.blocks.whole(0, 0, block.start) for block in blocks] == [True] * 4
+    bench.lose(SPARSE, MONTHS[0])
+    assert [bench.blocks.whole(0, 0, block.start) for block in blocks] == [False, True, False, True]
 
 
 @pytest.mark.parametrize("place", PLACES)

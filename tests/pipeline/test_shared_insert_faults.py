@@ -1,6 +1,7 @@
 """Faults of the program on the way of blocks that share an insert: whoever waits is told, nobody waits for ever."""
 
 import asyncio
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -37,10 +38,14 @@ class _Store:
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
         self.held: list[int] = []
+        self.sparse: list[bool] = []
+        self.tried = threading.Event()
 
-    def insert(self, blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
+    def insert(self, blocks: Sequence[Block], token: str, deadline_ms: int, *, sparse: bool) -> None:
         assert token
         assert deadline_ms > 0
+        self.sparse.append(sparse)
+        self.tried.set()
         if self.errors:
             raise self.errors.pop(0)
         self.held += [block.partition for block in blocks]
@@ -52,7 +57,7 @@ def io() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-def _block(partition: int) -> Block:
+def _block(partition: int, *, sparse: bool = False) -> Block:
     return Block(
         topic="events",
         epoch=0,
@@ -66,6 +71,7 @@ def _block(partition: int) -> Block:
         append_ms_max=0,
         months=(),
         rows=None,
+        sparse=sparse,
         sightings={},
         rejects=(),
         repeats=None,
@@ -118,3 +124,25 @@ async def test_a_try_of_unknown_outcome_is_followed_by_another(io: ThreadPoolExe
     store = _Store(StoreUnavailable("no answer"))
     assert await _sent_by_all(_shared(store, io, _Clock())) == [Sent.DOUBTFUL] * _PARTITIONS
     assert sorted(store.held) == list(range(_PARTITIONS))
+
+
+async def test_each_try_takes_the_way_of_the_first(io: ThreadPoolExecutor) -> None:
+    """Also once the session has ended for whose block it was taken: the store knows a token again only where it comes
+    the same way."""
+    store = _Store(StoreUnavailable("no answer"))
+    shared = _shared(store, io, _Clock())
+
+    async def restate() -> int:
+        return 1_000
+
+    def sent(block: Block) -> "asyncio.Task[Sent]":
+        return asyncio.create_task(shared.insert(block, 1_000, restate, lambda: None))
+
+    async with asyncio.timeout(30):
+        sparse, *others = [sent(_block(0, sparse=True)), sent(_block(1)), sent(_block(2))]
+        await asyncio.to_thread(store.tried.wait)
+        sparse.cancel()
+        assert await asyncio.gather(*others) == [Sent.DOUBTFUL] * 2
+        assert await sent(_block(3)) is Sent.DONE
+    assert sorted(store.held) == [1, 2, 3]
+    assert store.sparse == [True, True, False]

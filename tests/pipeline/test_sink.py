@@ -1,5 +1,6 @@
 """Sink: columns say what the lines say, sums are exact, and the checksum covers every difference."""
 
+from datetime import timedelta
 from decimal import Context, Decimal, localcontext
 
 import msgspec
@@ -8,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_mapping import ONE, mapper_of
 
-from pipeline.block import Counts, Line, LogRecord, Place, Verdict
+from pipeline.block import RULES, Counts, Line, LogRecord, Place, Verdict
 from pipeline.catalog import Account, Dimension, Feature
 from pipeline.event import Event, content_hash, decode_event, encode_event, id_hash
-from pipeline.stages.build import build_block
+from pipeline.stages.build import RULE_SETS, build_block
 from pipeline.stages.mapping import Mapper
 from pipeline.stages.sink import Block, make_block, mark_name, scaled, unscaled
 
@@ -131,7 +132,7 @@ def test_odd_spellings_of_values_scale_and_become_columns(text: str) -> None:
     assert block.rows["value"][0].as_py() == value
 
 
-def _made(lines: list[Line], mapper: Mapper = MAPPER) -> Block:
+def _made(lines: list[Line], mapper: Mapper = MAPPER, rules: int = RULES) -> Block:
     return make_block(
         lines,
         PLACE,
@@ -139,7 +140,7 @@ def _made(lines: list[Line], mapper: Mapper = MAPPER) -> Block:
         end=1,
         mapper=mapper,
         catalog_version=4,
-        rules=1,
+        rules=rules,
         sightings={},
     )
 
@@ -195,10 +196,48 @@ def test_the_same_log_gives_the_same_block_to_the_bit(events: list[Event]) -> No
 
 def test_the_checksum_of_a_known_block_is_that_of_every_version_before() -> None:
     """A worker must be able to finish what one before an upgrade has begun; else RULES has to be raised."""
-    assert _made([a_line(), a_line(offset=2, key=8, verdict=Verdict.DUPLICATE)]).crc == STABLE_CRC
+    other = a_line(offset=2, key=8, verdict=Verdict.DUPLICATE)
+    found = {
+        rules: (_made([a_line(), other], rules=rules).crc, _made([_in_the_midst(), other], rules=rules).crc)
+        for rules in RULE_SETS
+    }
+    assert found == STABLE_CRC
 
 
-STABLE_CRC = 0x940F9173B2C0A9C0
+STABLE_CRC = {1: (0x940F9173B2C0A9C0, 0x940F9173B2C0A9C0), 2: (0x940F9173B2C0A9C0, 0x1CC32E42069C3308)}
+
+
+def _in_the_midst() -> Line:
+    """A line whose timestamp is far from the ends of its month."""
+    event = a_line().event
+    assert event is not None
+    return a_line(event=msgspec.structs.replace(event, timestamp_us=MONTH_US // 2))
+
+
+@given(st.lists(EVENTS, min_size=1, max_size=8))
+def test_a_block_with_a_row_at_the_end_of_a_month_goes_to_sparse_tables(events: list[Event]) -> None:
+    """Its marks have a distinct value, by which their views know them; those of any other one have none."""
+    block = block_of(events)
+    assert block.rows is not None
+    rows = block.rows.to_pylist()
+    times = {row["timestamp"] for row in rows if row["account"]}
+    at_an_end = {(at + timedelta(hours=14)).month != (at - timedelta(hours=12)).month for at in times}
+    assert block.sparse or at_an_end == {False}
+    if len(times) == 1:
+        assert {block.sparse} == at_an_end
+    marks = [row for row in rows if row["account"] == ""]
+    assert {int.from_bytes(row["meters.distinct_hash"][0], "little") for row in marks} == {int(block.sparse)}
+
+
+def test_a_block_with_a_distinct_value_goes_to_sparse_tables() -> None:
+    """And any block under the rules of before."""
+    counts_distinct = mapper_of(
+        Account(id="acme", name="Acme", mode="live"),
+        Feature(account="acme", id="who", name="", event_names=("use",), aggregation="unique", unique_key="region"),
+    )
+    line = _in_the_midst()
+    assert [_made([line], mapper).sparse for mapper in (MAPPER, counts_distinct)] == [False, True]
+    assert _made([line], rules=1).sparse
 
 
 def test_a_block_without_accepted_lines_has_no_rows_and_no_months() -> None:

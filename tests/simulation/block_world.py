@@ -17,7 +17,7 @@ from typing import Any
 
 from virtual_loop import VirtualExecutor
 
-from pipeline.adapters.block_store_fake import TABLES, MemoryBlocks, block_name
+from pipeline.adapters.block_store_fake import SPARSE, TABLES, MemoryBlocks, block_name, known_as
 from pipeline.adapters.group_fake import Coordinator, MemoryGroup
 from pipeline.adapters.log_fake import MemoryLog
 from pipeline.adapters.rocks import SightingTable, Tables
@@ -153,18 +153,19 @@ class _Blocks(MemoryBlocks):
         self.world.hiccup()
 
     def insert(self, block: Block, deadline_ms: int) -> None:
-        self._insert([block], block.token, deadline_ms, DEADLINE_MS)
+        self._insert([block], block.token, deadline_ms, DEADLINE_MS, sparse=block.sparse)
 
-    def insert_together(self, blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
+    def insert_together(self, blocks: Sequence[Block], token: str, deadline_ms: int, *, sparse: bool = True) -> None:
         self.world.happened["together"] += len(blocks) > 1
-        self._insert(blocks, token, deadline_ms, SHARED_DEADLINE_MS)
+        self.world.happened["together, of both kinds"] += len({block.sparse for block in blocks}) > 1
+        self._insert(blocks, token, deadline_ms, SHARED_DEADLINE_MS, sparse=sparse)
 
-    def _insert(self, blocks: Sequence[Block], token: str, deadline_ms: int, within_ms: int) -> None:
+    def _insert(self, blocks: Sequence[Block], token: str, deadline_ms: int, within_ms: int, *, sparse: bool) -> None:
         world = self.world
         for block in blocks:
             world.must_be_stated(block, "insert")
         world.hiccup()
-        steps = self.steps(blocks, token, deadline_ms)
+        steps = self.steps(blocks, token, deadline_ms, sparse=sparse)
         if not world.chance(world.faults.insert):
             for step in steps:
                 step()
@@ -174,7 +175,7 @@ class _Blocks(MemoryBlocks):
         for step in steps[:now]:
             step()
         if now < len(steps) and world.chance(0.3):
-            self.note_token(self.places_of(blocks)[now], token)
+            self.note_token(self.places_of(blocks)[now], known_as(token, sparse=sparse))
         elif world.chance(0.5):  # the server goes on without its client, until a while after the deadline at most
             left_s = max(0.0, (deadline_ms - world.now_ms()) / 1000)
             later_s = world.random.uniform(0, left_s + (within_ms / 2 - world.skew_ms) / 1000)
@@ -892,7 +893,7 @@ class World:
         for table in TABLES:
             found = Counter((number, fact.position, fact.key) for number, fact in self.blocks.facts(table))
             self._same(f"twice in {table}", {row for row, times in found.items() if times > 1}, set())
-            self._same(table, set(found), accepted)
+            self._same(table, set(found), self._of_sparse_blocks(accepted) if table == SPARSE else accepted)
         kept = {key for _, _, key in accepted}
         lost = {identity for identity in self.sent_ids if self._key(identity) not in kept}
         self._same("ids never counted", lost, set())
@@ -909,6 +910,18 @@ class World:
             return id_hash("acme", identity[0])
         epoch, number, offset, line = map(int, identity)
         return derived_id_hash(epoch, TOPIC, number, offset, line)
+
+    def _of_sparse_blocks(self, rows: set[tuple[int, Position, int]]) -> set[tuple[int, Position, int]]:
+        """Those of the rows, with their partition, whose block in the ledger has some for sparse tables."""
+        ends = {name: entry.block.end for name, entry in self.blocks.ledger.items() if entry.block.sparse}
+        return {
+            (number, position, key)
+            for number, position, key in rows
+            if any(
+                (epoch, of) == (position.epoch, number) and start <= position.offset < end
+                for (epoch, of, start), end in ends.items()
+            )
+        }
 
     def _lives(self, number: int) -> list[Sequence[Record]]:
         """The partition's records in each life of the topic."""

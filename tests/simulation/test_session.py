@@ -10,7 +10,7 @@ import pytest
 from block_world import CHANGELOG, DEADLINE_MS, LEASE_MS, REJECTS, TOPIC, Violation, World, event_line
 from virtual_loop import run_virtually
 
-from pipeline.adapters.block_store_fake import MemoryBlocks
+from pipeline.adapters.block_store_fake import MemoryBlocks, known_as
 from pipeline.block import RULES, Committed, Intent, Verdict, decode_metadata, encode_metadata
 from pipeline.event import FieldError, id_hash, partition_of
 from pipeline.fail_points import POINTS
@@ -331,10 +331,10 @@ def test_partitions_that_cannot_be_stored_do_not_keep_the_others_open(monkeypatc
         world = World(partitions=4, rows_max=1_000)
         insert = world.blocks._insert
 
-        def some(blocks: Sequence[Block], token: str, deadline_ms: int, within_ms: int) -> None:
+        def some(blocks: Sequence[Block], *how: Any, **named: Any) -> None:
             if min(block.partition for block in blocks) < 2:
                 raise StoreError(1, "no")
-            insert(blocks, token, deadline_ms, within_ms)
+            insert(blocks, *how, **named)
 
         monkeypatch.setattr(world.blocks, "_insert", some)
         world.workers[0].start()
@@ -461,11 +461,12 @@ def fail_after(world: World, steps: int, *, note_next: bool = False, later_s: fl
         if not next(first, False):
             insert(block, deadline_ms)
             return
-        left = world.blocks.steps([block], block.token, deadline_ms)
+        left = world.blocks.steps([block], block.token, deadline_ms, sparse=block.sparse)
         for step in left[:steps]:
             step()
         if note_next:
-            world.blocks.note_token(world.blocks.places(block)[steps], block.token)
+            known = known_as(block.token, sparse=block.sparse)
+            world.blocks.note_token(world.blocks.places(block)[steps], known)
         if later_s is not None:
             asyncio.get_running_loop().call_later(later_s, lambda: [step() for step in left[steps:]])
         raise StoreUnavailable("the answer was lost")
@@ -789,7 +790,8 @@ def test_a_worker_that_does_not_know_the_rules_leaves_the_block_to_a_newer_one()
         world.workers[0].start()
         session = await _session_of(world)
         await until(lambda: session.standing.stopped)
-        assert f"begun under rules {RULES + 1}, this worker knows {RULES}" in session.standing.stopped
+        known = ", ".join(map(str, sorted(RULE_SETS)))
+        assert f"begun under rules {RULES + 1}, this worker knows {known}:" in session.standing.stopped
         assert "newer version" in session.standing.stopped
         await restart(world)
         world.workers[0].rule_sets = NEWER

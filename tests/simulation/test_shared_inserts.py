@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.session import Session, _Lease
 from pipeline.stages.sink import Block
 
 PARTITIONS = 4
-Insert = Callable[[Sequence[Block], str, int], None]
+Insert = Callable[..., None]
 
 
 def a_busy_world(**fields: Any) -> World:
@@ -58,9 +59,9 @@ def times_of(world: World, method: str) -> list[float]:
     """When this method of the store is called, as it happens."""
     work, times = getattr(world.blocks, method), []
 
-    def noted(*arguments: Any) -> None:
+    def noted(*arguments: Any, **named: Any) -> None:
         times.append(asyncio.get_running_loop().time())
-        work(*arguments)
+        work(*arguments, **named)
 
     setattr(world.blocks, method, noted)
     return times
@@ -70,12 +71,12 @@ def of_shared(world: World, instead: Callable[[int, Insert, Sequence[Block], str
     """Shared inserts go to `instead`, with their number and what would do them. Their tokens, as they come."""
     insert, tokens = world.blocks.insert_together, []
 
-    def changed(blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
+    def changed(blocks: Sequence[Block], token: str, deadline_ms: int, *, sparse: bool) -> None:
         if len(blocks) < 2 and "+" not in token:
-            insert(blocks, token, deadline_ms)
+            insert(blocks, token, deadline_ms, sparse=sparse)
             return
         tokens.append(token)
-        instead(len(tokens), insert, blocks, token, deadline_ms)
+        instead(len(tokens), partial(insert, sparse=sparse), blocks, token, deadline_ms)
 
     world.blocks.insert_together = changed  # type: ignore[method-assign]
     return tokens
@@ -88,7 +89,7 @@ def the_first_stops_halfway(world: World, then: Callable[[], None]) -> list[str]
         if number > 1:
             insert(blocks, token, deadline_ms)
             return
-        for step in world.blocks.steps(blocks, token, deadline_ms)[:2]:
+        for step in world.blocks.steps(blocks, token, deadline_ms, sparse=any(b.sparse for b in blocks))[:2]:
             step()
         then()
 
@@ -107,9 +108,9 @@ def test_small_blocks_go_together_while_the_store_is_busy() -> None:
             inserts.append(1)
             one(block, deadline_ms)
 
-        def together(blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
+        def together(blocks: Sequence[Block], token: str, deadline_ms: int, *, sparse: bool) -> None:
             inserts.append(len(blocks))
-            several(blocks, token, deadline_ms)
+            several(blocks, token, deadline_ms, sparse=sparse)
 
         world.blocks.insert = alone  # type: ignore[method-assign]
         world.blocks.insert_together = together  # type: ignore[method-assign]
@@ -135,9 +136,9 @@ def test_partitions_that_are_out_of_step_fall_into_it(late_s: float) -> None:
         sizes: list[int] = []
         together = world.blocks.insert_together
 
-        def insert(blocks: Sequence[Block], token: str, deadline_ms: int) -> None:
+        def insert(blocks: Sequence[Block], token: str, deadline_ms: int, *, sparse: bool) -> None:
             sizes.append(len(blocks))
-            together(blocks, token, deadline_ms)
+            together(blocks, token, deadline_ms, sparse=sparse)
 
         world.blocks.insert_together = insert  # type: ignore[method-assign]
         worker = world.workers[0]
@@ -283,7 +284,7 @@ async def _a_shared_insert_comes_late(world: World) -> None:
         if number > 1:
             insert(blocks, token, deadline_ms)
             return
-        steps = world.blocks.steps(blocks, token, deadline_ms)
+        steps = world.blocks.steps(blocks, token, deadline_ms, sparse=any(b.sparse for b in blocks))
         arrives_s = SHARED_DEADLINE_MS / 1000 * 0.9
         asyncio.get_running_loop().call_later(arrives_s, lambda: [step() for step in steps])
         world.workers[0].kill()

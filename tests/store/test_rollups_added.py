@@ -2,20 +2,17 @@
 by the blocks from there on, so that it holds what it would have held from the first day."""
 
 import json
-import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from store_contents import TARGETS, contents
-from stored_events import emptied
+from stored_events import definition_of, emptied
 
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.clickhouse import Store
 from pipeline.block import LogRecord, Place
 from pipeline.catalog import Account, Catalog, Dimension, Feature, encode_account, encode_dimension, encode_feature
-from pipeline.migrate import sql_dir, variables
-from pipeline.settings import Settings
 from pipeline.stages.build import build_block
 from pipeline.stages.mapping import Mapper, Mappers
 from pipeline.stages.sink import Block
@@ -46,19 +43,20 @@ def _mapper() -> Mapper:
 
 
 def _blocks(epoch: int, partition: int, number: int) -> list[Block]:
-    """So many blocks of a partition, each with events of two months."""
+    """So many blocks of a partition, each with events of two months, but the second: sparse rollups get nothing of it."""
     mapper = _mapper()
     built = []
     for i in range(number):
+        plain = i == 1
         lines = [
             json.dumps(
                 {
                     "clientId": f"c{line % 3}",
-                    "timestamp": f"2026-0{1 + (i + line) % 2}-1{line % 9}T0{line % 10}:00:00Z",
+                    "timestamp": f"2026-0{1 if plain else 1 + (i + line) % 2}-1{line % 9}T0{line % 10}:00:00Z",
                     "transactionId": f"{epoch}-{partition}-{i}-{line}",
                     "eventName": "call",
                     "value": line,
-                    "data": {"user": f"u{line % 4}", "model": f"m{line % 2}"},
+                    "data": {"model": f"m{line % 2}"} | ({} if plain else {"user": f"u{line % 4}"}),
                 }
             ).encode()
             for line in range(12)
@@ -79,8 +77,8 @@ def _blocks(epoch: int, partition: int, number: int) -> list[Block]:
     return built
 
 
-HISTORY = [*_blocks(0, 0, 3), *_blocks(0, 1, 2), *_blocks(1, 0, 4)]
-LAST_OF_0, LAST_OF_1 = HISTORY[-1], HISTORY[4]
+HISTORY = [*_blocks(0, 0, 3), *_blocks(0, 1, 3), *_blocks(1, 0, 4)]
+LAST_OF_0, LAST_OF_1 = HISTORY[-1], HISTORY[5]
 
 
 @pytest.fixture
@@ -108,15 +106,13 @@ def _put(blocks: BlockStore, several: list[Block]) -> None:
 
 @pytest.fixture
 def without(store: Store) -> "Callable[[str], Callable[[], None]]":
-    """Takes a rollup away, as if it were of a later version; call the result to run its migration."""
+    """Takes a rollup away, as if it were of a later version; call the result to make it and its views."""
 
     def take(table: str) -> Callable[[], None]:
-        for name in (f"ingest_to_{table}", f"corrections_to_{table}", table):
+        names = (table, f"corrections_to_{table}", f"ingest_to_{table}")
+        statements = [definition_of(store, name) for name in names]
+        for name in reversed(names):
             store.command(f"DROP TABLE {name} SYNC")
-        (path,) = sql_dir().glob(f"*_{table}.sql")
-        values = variables(Settings())
-        text = re.sub(r"\$\{(\w+)\}", lambda found: values[found[1]], path.read_text())
-        statements = [s for s in re.sub(r"--.*", "", text).split(";\n") if s.strip()]
         return lambda: [store.command(statement) for statement in statements] and None
 
     return take
