@@ -21,6 +21,7 @@ import msgspec
 from consumers.audit import PAUSES_S, SETTINGS, Finding
 from consumers.audit_sql import PROGRESS, VERDICTS, settled, settled_until
 from pipeline.adapters.rollup_view import MARKED, SPARSE
+from pipeline.block import GAP_RULES
 from pipeline.ports import Reader
 from pipeline.stages.sink import MARK_ACCOUNT, mark_name
 
@@ -29,11 +30,13 @@ _PARTITIONS_AT_ONCE: Final = 32  # their bounds go as parameters in the address 
 _SLACK: Final = timedelta(seconds=60)  # clocks of workers and store differ; parts tell whole seconds
 _MODULUS: Final = 1 << 128
 _A_SPARSE: Final = min(SPARSE)  # they all have the same marks
+# not of a block that was stated and given up, which left no marks
+_A_MONTHS: Final = f"month > 0 AND rules != {GAP_RULES}"
 
 _BLOCKS: Final = f"""SELECT epoch, `partition`, `start`, `end`, month, {", ".join(VERDICTS)}, rows, value_sum,
     id_hash_sum, stated_at, sparse
 FROM blocks FINAL
-WHERE topic = {{topic:String}} AND (%s)
+WHERE topic = {{topic:String}} AND (month = 0 OR {_A_MONTHS}) AND (%s)
 ORDER BY `partition`, epoch, `start`, month
 LIMIT {BLOCKS_MAX + 1}"""
 _FACTS: Final = """SELECT epoch, `partition`, block_start, toYYYYMM(timestamp) AS month, countIf(account != ''),
@@ -58,11 +61,11 @@ WHERE topic = {topic:String} AND (%s)
 GROUP BY epoch, `partition`"""
 _STATED: Final = f"""SELECT epoch, `partition`, month, count(), sum(rows), countIf(sparse = 1)
 FROM blocks FINAL
-WHERE topic = {{topic:String}} AND month > 0 AND NOT {settled("`start`")}
+WHERE topic = {{topic:String}} AND {_A_MONTHS} AND NOT {settled("`start`")}
 GROUP BY epoch, `partition`, month"""
 _COUNTED: Final = f"""SELECT epoch, `partition`, month, count(), sum(rows), countIf(sparse = 1)
 FROM blocks FINAL
-WHERE topic = {{topic:String}} AND month > 0 AND {settled("`start`")}
+WHERE topic = {{topic:String}} AND {_A_MONTHS} AND {settled("`start`")}
 GROUP BY epoch, `partition`, month
 ORDER BY epoch, `partition`, month"""
 _ENDS: Final = f"""SELECT `partition`, tupleElement(max((epoch, `end`)) AS last, 1), tupleElement(last, 2)

@@ -21,6 +21,7 @@ from consumers.audit import ALL_TIME, SETTINGS, SLICE_ROWS, Auditor, AuditReport
 from consumers.audit_sql import PROGRESS, settled, settled_until
 from consumers.windows import Period
 from pipeline.adapters.rollup_view import MARKED, SPARSE, insert_from
+from pipeline.block import GAP_RULES
 from pipeline.ports import Reader
 from pipeline.stages.sink import MARK_ACCOUNT, mark_name
 
@@ -357,8 +358,8 @@ class Repairer:
 
 
 def _marking(table: str) -> str:
-    """Of rows of the ledger: whether the block marks that rollup."""
-    return "sparse = 1" if table in SPARSE else "1"
+    """Of rows of the ledger: whether the block marks that rollup. One that was given up has left no marks."""
+    return f"rules != {GAP_RULES}{' AND sparse = 1' if table in SPARSE else ''}"
 
 
 def facts_hold(report: AuditReport) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.clickhouse import Store
+from pipeline.adapters.gap_store import Gap, GapStore
 from pipeline.block import LogRecord, Place
 from pipeline.catalog import Account, Catalog, Dimension, Feature, encode_account, encode_dimension, encode_feature
 from pipeline.ports import Header, Progress, Record
@@ -142,6 +143,15 @@ class CountedLog:
         self.blocks.write_rejects(block)
         if block.repeats is not None:
             self.blocks.write_repeats(block)
+
+    def give_up(self, values: Iterable[bytes]) -> None:
+        """A block that was stated and left nothing else, and that nobody can build again."""
+        block = self.build([(value, APPENDED_MS) for value in values])
+        self.blocks.write_ledger(block, time.time_ns() // 1_000_000)
+        gaps = GapStore(self.store, self.blocks, topic=self.topic)
+        gap = Gap(block.epoch, block.partition, block.start, block.end, "retention", "ops@host", datetime.now(UTC))
+        gaps.give_up(gap, gaps.block_at(block.epoch, block.partition, block.start))
+        self.report()
 
     def report(self) -> None:
         """Everything so far is counted."""

@@ -395,8 +395,9 @@ class BlockStore:
             rows = self._store.query(
                 """SELECT month, count(), countIf(sparse = 1) FROM blocks FINAL
                 WHERE topic = {topic:String} AND epoch = {epoch:UInt32}
-                AND `partition` = {partition:UInt32} AND month != 0 AND `start` < {border:UInt64} GROUP BY month""",
-                {**self._where(epoch, partition), "border": border},
+                AND `partition` = {partition:UInt32} AND month != 0 AND rules != {gap:UInt32}
+                AND `start` < {border:UInt64} GROUP BY month""",
+                {**self._where(epoch, partition), "border": border, "gap": GAP_RULES},
             ).rows
             mark = mark_name(self._topic, epoch, partition)
             found |= {(mark, month): (number, sparse) for month, number, sparse in rows}
@@ -470,8 +471,9 @@ class BlockStore:
         rows = self._store.query(
             """SELECT month, count(), countIf(sparse = 1) FROM blocks FINAL
             WHERE topic = {topic:String} AND epoch = {epoch:UInt32} AND `partition` = {partition:UInt32}
-            AND month IN {months:Array(UInt32)} AND `start` < {start:UInt64} GROUP BY month""",
-            {**where, "months": months},
+            AND month IN {months:Array(UInt32)} AND rules != {gap:UInt32} AND `start` < {start:UInt64}
+            GROUP BY month""",
+            {**where, "months": months, "gap": GAP_RULES},
         ).rows
         return dict.fromkeys(months, (0, 0)) | {month: (number, sparse) for month, number, sparse in rows}
 

@@ -128,6 +128,17 @@ def test_a_block_that_nobody_finished_is_left_to_its_worker(store: Store, log: C
     assert log.blocks.landed(half_done).arrivals["usage_15m", 202511] == 1
 
 
+def test_a_block_that_was_given_up_is_not_missed(store: Store, log: CountedLog) -> None:
+    """The ledger has its months; a repair adds nothing for it, nor for blocks after it that are there."""
+    log.give_up(events(7, 30, 60))
+    log.count(events(8, 30, 60))
+    before = contents(store)
+    for table in ROLLUPS:
+        _lose_a_year(store, table)
+    assert {last.table for last in _repair(log).rebuilt} == set(ROLLUPS)
+    assert contents(store) == before
+
+
 def test_a_repair_beside_a_load_ends_exact(store: Store, log: CountedLog) -> None:
     """A worker counts block after block meanwhile, without a pause."""
     for table in ROLLUPS:

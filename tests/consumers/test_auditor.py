@@ -72,6 +72,18 @@ def test_sparse_rollups_have_marks_of_those_blocks_alone_that_go_there(log: Coun
     assert {f.check for f in quick.run(whole).findings} == {f"quick: rollup {table}" for table in SPARSE}
 
 
+def test_a_block_that_was_given_up_is_no_drift(log: CountedLog) -> None:
+    """Its months stay in the ledger, without rows, and it has left no marks."""
+    quick = _quick(log)
+    before = quick.run(State()).state
+    log.give_up(events(3, 30, 60))
+    log.count(events(4, 30, 60))
+    for state in (State(), before):
+        told = quick.run(state)
+        assert told.findings == ()
+        assert told.state == quick.state()
+
+
 def _lose_facts(log: CountedLog) -> None:
     log.store.command("ALTER TABLE events DELETE WHERE account != '' AND block_start = 126", settings=NOW)
 

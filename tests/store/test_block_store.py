@@ -508,6 +508,22 @@ def test_a_range_takes_the_place_of_a_block_that_left_nothing(store: Store, bloc
     ]
 
 
+def test_months_of_a_range_that_was_given_up_have_no_marks(store: Store, blocks: BlockStore) -> None:
+    """Blocks after it are told whole by theirs, and are not completed where nothing is missing."""
+    gaps = GapStore(store, blocks, topic=TOPIC)
+    partition = Partition()
+    under_way = partition.block(events(2, 20, 60))
+    _put(blocks, partition.block(events(1, 20, 60)))
+    blocks.write_ledger(under_way, STATED_MS)
+    gaps.give_up(_gap(under_way), gaps.block_at(0, 0, under_way.start))
+    assert blocks.unfilled() == []
+    after = partition.block(events(3, 20, 60))
+    _put(blocks, after)
+    assert blocks.landed(after).complete
+    assert blocks.whole(0, 0, after.start)
+    assert blocks.fill({0: after.end}) == []
+
+
 @pytest.mark.usefixtures("unmerged")
 def test_a_block_that_cannot_be_built_again_is_completed_from_its_facts(store: Store, blocks: BlockStore) -> None:
     """As long as facts and ids are there; without them what is missing is told."""

@@ -43,7 +43,7 @@ def _mapper() -> Mapper:
 
 
 def _blocks(epoch: int, partition: int, number: int) -> list[Block]:
-    """So many blocks of a partition, each with events of two months, but the second: sparse rollups get nothing of it."""
+    """So many blocks of a partition, each with events of two months, but the second: sparse rollups get none of it."""
     mapper = _mapper()
     built = []
     for i in range(number):
