@@ -347,7 +347,8 @@ class Blocks(Protocol):
 
     def insert_together(self, blocks: Sequence[Block], token: str, deadline_ms: int, *, sparse: bool = True) -> None:
         """All rows of blocks of several partitions in one insert under that token; refused past the deadline. `sparse`:
-        also to the tables that get rows of few blocks, to be the same on each try; not to be False for one of them."""
+        by the way that reaches tables which get rows of few blocks as well; the same on each try, and True where any of
+        the blocks is (`Block.sparse`)."""
 
     def landed(self, block: Block) -> Landed:
         """What has arrived of the block, table by table."""

@@ -129,8 +129,8 @@ class _Coming:
 
 
 class SharedInserts:
-    """One for all sessions of a worker, in its event loop. `insert` is `Blocks.insert_together`;
-    `inserting` has a place for each insert that may be under way."""
+    """One for all sessions of a worker, in its event loop. `insert` is `Blocks.insert_together`; `inserting`
+    has a place for each insert that may be under way."""
 
     def __init__(
         self,
