@@ -329,10 +329,9 @@ class Columns:
         rows, sparse = None, False
         if len(accepted):
             batch = pa.RecordBatch.from_pydict(_columns(self, accepted, mapper, place, start, catalog_version))
-            times = self.found.timestamp_us[accepted]
             hashes = batch.column("meters.distinct_hash").values.buffers()[1]
             distinct = bool(np.frombuffer(hashes, np.uint64).any())
-            sparse = is_sparse(rules, int(times.min()), int(times.max()), distinct=distinct)
+            sparse = is_sparse(rules, self.found.timestamp_us[accepted], distinct=distinct)
             append_max = int(self.append_ms[accepted].max())
             tail = marks(
                 place,

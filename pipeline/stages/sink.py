@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from xxhash import xxh3_64
 
@@ -49,7 +50,7 @@ class Block(msgspec.Struct, kw_only=True, gc=False):
     """A block that is ready to be stated and then acted on.
 
     `sparse`: whether it is marked in the tables that get rows of few blocks (`SPARSE` in `adapters/rollup_view.py`), as
-    each block was under rules before SPARSE_RULES. True where any of its rows may go there."""
+    each block was under rules before SPARSE_RULES. Since then, only if a row of it goes there."""
 
     topic: str
     epoch: int
@@ -113,9 +114,9 @@ def make_block(
     rows, sparse = None, False
     if accepted:
         measured = [_measure(line, mapper) for line in accepted]
-        times = [_event(line).timestamp_us for line in accepted]
+        timestamps = np.array([_event(line).timestamp_us for line in accepted], np.int64)
         distinct = any(meter.distinct_hash for meters, _ in measured for meter in meters)
-        sparse = is_sparse(rules, min(times), max(times), distinct=distinct)
+        sparse = is_sparse(rules, timestamps, distinct=distinct)
         rows = _columns(accepted, measured, months, place, start=start, catalog_version=catalog_version, sparse=sparse)
     return Block(
         topic=place.topic,
@@ -144,14 +145,35 @@ def counts_of(verdicts: bytes) -> Counts:
     return Counts(len(verdicts), *[verdicts.count(verdict) for verdict in Verdict])
 
 
-def is_sparse(rules: int, first_us: int, last_us: int, *, distinct: bool) -> bool:
-    """`Block.sparse` of a block whose rows lie between these timestamps; `distinct`: whether one has a distinct value.
+def is_sparse(rules: int, timestamps_us: npt.NDArray[np.int64], *, distinct: bool) -> bool:
+    """`Block.sparse` of a block with these timestamps, at least one; `distinct`: whether a row has a distinct value.
 
-    True as well of one that spans the end of a month and has no row there, which costs the store a little. All rows are
-    of kind delta: whoever lets in others has to ask for them here, since `sets` is fed by the same way.
+    All rows are of kind delta: whoever lets in others has to ask for them here, since `sets` is fed by the same way.
     """
-    at_an_end = month_of(first_us - _EDGE_AFTER_US) != month_of(last_us + _EDGE_BEFORE_US)
-    return rules < SPARSE_RULES or distinct or at_an_end
+    return rules < SPARSE_RULES or distinct or _at_an_end_of_a_month(timestamps_us)
+
+
+def _at_an_end_of_a_month(timestamps_us: npt.NDArray[np.int64]) -> bool:
+    """Whether a month begins within 14 hours after one of the timestamps, or began within 12 before it: as the view
+    of `usage_client_edge_15m` asks."""
+    first, last = int(timestamps_us.min()) - _EDGE_AFTER_US, int(timestamps_us.max()) + _EDGE_BEFORE_US
+    from_month, to_month = _months_since_zero(first), _months_since_zero(last)
+    if from_month == to_month:
+        return False
+    begins_us = np.array([_begin_us(month) for month in range(from_month, to_month + 1)], np.int64)
+    later = timestamps_us + _EDGE_BEFORE_US
+    begun_last = begins_us[np.searchsorted(begins_us, later, side="right") - 1]
+    return bool((begun_last > timestamps_us - _EDGE_AFTER_US).any())
+
+
+def _months_since_zero(timestamp_us: int) -> int:
+    month = month_of(timestamp_us)
+    return month // 100 * 12 + month % 100 - 1
+
+
+def _begin_us(month: int) -> int:
+    """When a month, counted from that of the year 0, begins, in microseconds since 1970."""
+    return int(datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
 
 
 def month_of(timestamp_us: int) -> int:

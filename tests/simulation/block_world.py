@@ -1000,8 +1000,10 @@ class World:
 
 
 def event_line(identity: str | None, value: int, *, month: int = 1) -> bytes:
-    """An event as a client writes it."""
-    event: dict[str, Any] = {"clientId": "c", "timestamp": f"2026-0{month}-15T00:00:00Z", "eventName": "used"}
+    """An event as a client writes it: in the midst of the first month, at the beginning of others, where a sparse table
+    gets something of it."""
+    day = 15 if month == 1 else "01"
+    event: dict[str, Any] = {"clientId": "c", "timestamp": f"2026-0{month}-{day}T00:00:00Z", "eventName": "used"}
     if identity is not None:
         event["transactionId"] = identity
     return json.dumps({**event, "value": value}).encode()
