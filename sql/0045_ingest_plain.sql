@@ -1,5 +1,5 @@
 -- Blocks of which the tables that get rows of few blocks get nothing (sets, distinct values, the ends of months) pass
--- those by: views of tables that get nothing are planned and marked like any other, which was a quarter of what a small
+-- those by: views of tables that get nothing are planned and marked like any other, which was a fifth of what a small
 -- insert costs the store. Such a block goes to `ingest_plain`, from which all other tables are fed; any other one to
 -- `ingest`, which feeds the sparse tables and passes it on. Views keep their names, which tokens go by; what comes by way
 -- of `ingest` comes through one view more, which makes other tokens, so `tally migrate` first waits for what is under way.

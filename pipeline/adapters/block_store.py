@@ -213,7 +213,7 @@ class BlockStore:
             "query_plan_enable_optimizations": 0,  # one plan for each view, without any key or join: 6 ms for nothing
             **_WHOLE,
         }
-        # views of tables that get nothing cost as much as any: a quarter of what a small insert costs the store
+        # views of tables that get nothing cost as much as any: a fifth of what a small insert costs the store
         self._store.insert_arrow("ingest" if sparse else "ingest_plain", rows, told)
 
     def landed(self, block: Block) -> Landed:
