@@ -20,8 +20,7 @@ import msgspec
 
 from consumers.audit import PAUSES_S, SETTINGS, Finding
 from consumers.audit_sql import PROGRESS, VERDICTS, settled, settled_until
-from pipeline.adapters.rollup_view import MARKED, SPARSE
-from pipeline.block import GAP_RULES
+from pipeline.adapters.rollup_view import MARKED, MARKING, SPARSE
 from pipeline.ports import Reader
 from pipeline.stages.sink import MARK_ACCOUNT, mark_name
 
@@ -29,14 +28,11 @@ BLOCKS_MAX: Final = 200_000  # rows of the ledger; past that a full audit is the
 _PARTITIONS_AT_ONCE: Final = 32  # their bounds go as parameters in the address of the request
 _SLACK: Final = timedelta(seconds=60)  # clocks of workers and store differ; parts tell whole seconds
 _MODULUS: Final = 1 << 128
-_A_SPARSE: Final = min(SPARSE)  # they all have the same marks
-# not of a block that was stated and given up, which left no marks
-_A_MONTHS: Final = f"month > 0 AND rules != {GAP_RULES}"
 
 _BLOCKS: Final = f"""SELECT epoch, `partition`, `start`, `end`, month, {", ".join(VERDICTS)}, rows, value_sum,
     id_hash_sum, stated_at, sparse
 FROM blocks FINAL
-WHERE topic = {{topic:String}} AND (month = 0 OR {_A_MONTHS}) AND (%s)
+WHERE topic = {{topic:String}} AND (month = 0 OR {MARKING}) AND (%s)
 ORDER BY `partition`, epoch, `start`, month
 LIMIT {BLOCKS_MAX + 1}"""
 _FACTS: Final = """SELECT epoch, `partition`, block_start, toYYYYMM(timestamp) AS month, countIf(account != ''),
@@ -61,11 +57,11 @@ WHERE topic = {topic:String} AND (%s)
 GROUP BY epoch, `partition`"""
 _STATED: Final = f"""SELECT epoch, `partition`, month, count(), sum(rows), countIf(sparse = 1)
 FROM blocks FINAL
-WHERE topic = {{topic:String}} AND {_A_MONTHS} AND NOT {settled("`start`")}
+WHERE topic = {{topic:String}} AND {MARKING} AND NOT {settled("`start`")}
 GROUP BY epoch, `partition`, month"""
 _COUNTED: Final = f"""SELECT epoch, `partition`, month, count(), sum(rows), countIf(sparse = 1)
 FROM blocks FINAL
-WHERE topic = {{topic:String}} AND {_A_MONTHS} AND {settled("`start`")}
+WHERE topic = {{topic:String}} AND {MARKING} AND {settled("`start`")}
 GROUP BY epoch, `partition`, month
 ORDER BY epoch, `partition`, month"""
 _ENDS: Final = f"""SELECT `partition`, tupleElement(max((epoch, `end`)) AS last, 1), tupleElement(last, 2)
@@ -93,9 +89,14 @@ class Month(msgspec.Struct, frozen=True, array_like=True):
     rows: int
     sparse: int | None = None
 
+    @property
+    def in_sparse(self) -> int:
+        """How many of the blocks are marked in sparse tables."""
+        return self.blocks if self.sparse is None else self.sparse
+
     def marks(self, table: str) -> int:
         """How many of the blocks are marked in that rollup."""
-        return self.blocks if self.sparse is None or table not in SPARSE else self.sparse
+        return self.in_sparse if table in SPARSE else self.blocks
 
 
 class End(msgspec.Struct, frozen=True, array_like=True):
@@ -320,7 +321,7 @@ def _spans(state: State, progress: Mapping[int, tuple[int, int]]) -> list[_Span]
 def _add(state: State, ledger: Sequence[_Row]) -> State:
     """The state with these blocks."""
     ends = {end.partition: (end.epoch, end.offset) for end in state.ends}
-    months = {(m.epoch, m.partition, m.month): (m.blocks, m.rows, m.marks(_A_SPARSE)) for m in state.months}
+    months = {(m.epoch, m.partition, m.month): (m.blocks, m.rows, m.in_sparse) for m in state.months}
     for row in ledger:
         if row.month:
             group = (row.epoch, row.partition, row.month)

@@ -20,8 +20,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from consumers.audit import ALL_TIME, SETTINGS, SLICE_ROWS, Auditor, AuditReport
 from consumers.audit_sql import PROGRESS, settled, settled_until
 from consumers.windows import Period
-from pipeline.adapters.rollup_view import MARKED, SPARSE, insert_from
-from pipeline.block import GAP_RULES
+from pipeline.adapters.rollup_view import MARKED, MARKING, SPARSE, insert_from
 from pipeline.ports import Reader
 from pipeline.stages.sink import MARK_ACCOUNT, mark_name
 
@@ -358,8 +357,8 @@ class Repairer:
 
 
 def _marking(table: str) -> str:
-    """Of rows of the ledger: whether the block marks that rollup. One that was given up has left no marks."""
-    return f"rules != {GAP_RULES}{' AND sparse = 1' if table in SPARSE else ''}"
+    """Of rows of the ledger: whether the block marks that rollup."""
+    return f"{MARKING} AND sparse = 1" if table in SPARSE else MARKING
 
 
 def facts_hold(report: AuditReport) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from enum import Enum
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import structlog
@@ -128,13 +128,17 @@ class _Coming:
                 return
 
 
+class _InsertTogether(Protocol):
+    def __call__(self, blocks: Sequence[Block], token: str, deadline_ms: int, /, *, sparse: bool) -> None: ...
+
+
 class SharedInserts:
-    """One for all sessions of a worker, in its event loop. `insert` is `Blocks.insert_together`; `inserting`
-    has a place for each insert that may be under way."""
+    """One for all sessions of a worker, in its event loop. `insert` is `Blocks.insert_together`; `inserting` has a
+    place for each insert that may be under way."""
 
     def __init__(
         self,
-        insert: Callable[..., None],
+        insert: _InsertTogether,
         io: Executor,
         now_ms: Callable[[], int],
         inserting: asyncio.Semaphore,

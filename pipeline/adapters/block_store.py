@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.adapters.clickhouse import Store
-from pipeline.adapters.rollup_view import MARKED, SPARSE, select_over
+from pipeline.adapters.rollup_view import MARKED, MARKING, SPARSE, select_over
 from pipeline.adapters.together import TogetherWriter
 from pipeline.block import GAP_RULES, Intent, Line, Position, Sighting, Verdict, earlier, pack_sighting
 from pipeline.event import id_hash, readable_transaction_id
@@ -393,11 +393,10 @@ class BlockStore:
         found: dict[tuple[str, int], tuple[int, int]] = {}
         for (epoch, partition), border in borders.items():
             rows = self._store.query(
-                """SELECT month, count(), countIf(sparse = 1) FROM blocks FINAL
-                WHERE topic = {topic:String} AND epoch = {epoch:UInt32}
-                AND `partition` = {partition:UInt32} AND month != 0 AND rules != {gap:UInt32}
-                AND `start` < {border:UInt64} GROUP BY month""",
-                {**self._where(epoch, partition), "border": border, "gap": GAP_RULES},
+                f"""SELECT month, count(), countIf(sparse = 1) FROM blocks FINAL
+                WHERE topic = {{topic:String}} AND epoch = {{epoch:UInt32}} AND `partition` = {{partition:UInt32}}
+                AND {MARKING} AND `start` < {{border:UInt64}} GROUP BY month""",  # noqa: S608 - a constant, and parameters
+                {**self._where(epoch, partition), "border": border},
             ).rows
             mark = mark_name(self._topic, epoch, partition)
             found |= {(mark, month): (number, sparse) for month, number, sparse in rows}
@@ -469,11 +468,11 @@ class BlockStore:
         """Per month, how many blocks of the partition before the one at `start` have rows there, and how many of those
         mark sparse tables."""
         rows = self._store.query(
-            """SELECT month, count(), countIf(sparse = 1) FROM blocks FINAL
-            WHERE topic = {topic:String} AND epoch = {epoch:UInt32} AND `partition` = {partition:UInt32}
-            AND month IN {months:Array(UInt32)} AND rules != {gap:UInt32} AND `start` < {start:UInt64}
-            GROUP BY month""",
-            {**where, "months": months, "gap": GAP_RULES},
+            f"""SELECT month, count(), countIf(sparse = 1) FROM blocks FINAL
+            WHERE topic = {{topic:String}} AND epoch = {{epoch:UInt32}} AND `partition` = {{partition:UInt32}}
+            AND {MARKING} AND month IN {{months:Array(UInt32)}} AND `start` < {{start:UInt64}}
+            GROUP BY month""",  # noqa: S608 - a constant, and parameters
+            {**where, "months": months},
         ).rows
         return dict.fromkeys(months, (0, 0)) | {month: (number, sparse) for month, number, sparse in rows}
 

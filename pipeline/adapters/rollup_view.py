@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pipeline.block import GAP_RULES
 from pipeline.ports import Reader
 
 #: Rollups that blocks mark, with the column that holds the mark's name and the one that holds its month.
@@ -22,6 +23,8 @@ MARKED: Final = {
 }
 #: Those of them that get rows of few blocks, and marks of no others (`Block.sparse`; `sparse` in the ledger).
 SPARSE: Final = frozenset({"usage_client_edge_15m", "usage_uniques_client_day"})
+#: Rows of the ledger that stand for marks: of the months of blocks, but those that were given up, which have left none.
+MARKING: Final = f"month > 0 AND rules != {GAP_RULES}"
 
 
 def insert_from(

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from engine_process import REPOSITORY, EngineProcess
 from store_contents import contents
-from stored_events import block_rows, random_events
+from stored_events import block_rows, definition_of, random_events
 
 from pipeline.adapters.clickhouse import Store
 from pipeline.local.tokens import FolderInUseError, settle_tokens
@@ -227,13 +227,9 @@ def test_tokens_stay_through_merges_mutations_and_drops(engines: Engines) -> Non
 
 def _made_anew(store: Store, view: str) -> None:
     """Dropped and made again under its name, as a migration does it."""
-    made, into = store.query(
-        "SELECT as_select, extract(create_table_query, ' TO (\\S+)') FROM system.tables"
-        " WHERE database = currentDatabase() AND name = {view:String}",
-        {"view": view},
-    ).rows[0]
+    made = definition_of(store, view)
     store.command(f"DROP VIEW {view}")
-    store.command(f"CREATE MATERIALIZED VIEW {view} TO {into} AS {made}")
+    store.command(made)
 
 
 @pytest.mark.parametrize("view", ["ingest_to_usage_client_day", "ingest_to_usage_15m", "ingest_to_ingest_shapes_15m"])
