@@ -14,9 +14,11 @@ from pipeline.event import Event, FieldError
 
 #: Newest version of the stages' rules. Whoever changes what a line's verdict, meters or checksum are raises it and
 #: keeps the former set in `stages.build.RULE_SETS`: a block is rebuilt under the version that its intent names.
-RULES: Final = 2
+RULES: Final = 3
 #: From these rules on only blocks that a sparse table gets something of are marked there (`Block.sparse`).
 SPARSE_RULES: Final = 2
+#: From these rules on rows are in the order of the table `events`, behind the block's marks, which that begins with.
+SORTED_RULES: Final = 3
 #: The rules under which the tables of ids were begun: they are named by them, and read back anew where they are raised.
 #: Whoever changes what a line's verdict is raises them to RULES.
 TABLE_RULES: Final = 1

@@ -105,3 +105,23 @@ def multiply(_: Any, one: Any, other: Any) -> Any:
 
     pair: Any = types.UniTuple
     return pair(types.uint64, 2)(types.uint64, types.uint64), generate
+
+
+@_made_inline
+def ahead(_: Any, array: Any, index: Any) -> Any:
+    """Has the processor fetch the cache line in which an element lies, by its place in the array's memory. A hint: any
+    index may be given, and nothing waits for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        at = context.cast(builder, arguments[1], signature.args[1], types.intp)
+        place = builder.bitcast(builder.gep(data, [at]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        read, kept, data_cache = number(0), number(3), number(1)
+        hint = builder.module.declare_intrinsic(
+            "llvm.prefetch.p0", fnty=ir.FunctionType(ir.VoidType(), [place.type, number, number, number])
+        )
+        builder.call(hint, [place, read, kept, data_cache])
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate

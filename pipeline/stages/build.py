@@ -45,7 +45,8 @@ class RuleSet(msgspec.Struct, frozen=True):
 
 #: All versions that this worker can build blocks under; new blocks are begun under the newest. An upgrade that changes
 #: the rules adds a set and leaves the former ones as they are, until no group can hold an intent of theirs.
-RULE_SETS: Final[dict[int, RuleSet]] = {1: RuleSet(), RULES: RuleSet()}  # they differ in marks: SPARSE_RULES
+#: These differ in what is marked where (SPARSE_RULES), and in the order of rows (SORTED_RULES).
+RULE_SETS: Final[dict[int, RuleSet]] = {rules: RuleSet() for rules in (1, 2, RULES)}
 
 
 def read_lines(

@@ -8,7 +8,7 @@ leaves (see `pipeline.stages.scan`) are decoded one by one and put into the same
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from pipeline.block import (
     KEY_BYTES,
     RULES,
     SIGHTING_BYTES,
+    SORTED_RULES,
     Line,
     LogRecord,
     Place,
@@ -42,7 +43,9 @@ from pipeline.sightings import Sightings, each, sorted_keys
 from pipeline.stages.decode import LINES_MAX, account_of, empty_record
 from pipeline.stages.dedup import Lookup, conflict_with, unknown_account
 from pipeline.stages.identify import identify
-from pipeline.stages.mapping import Mapper, Mappers, Rule, measure, stored_number
+from pipeline.stages.mapping import DimensionRule, Mapper, Mappers, Rule, measure, stored_number
+from pipeline.stages.nested import ONE, VALUE, Answers, Asked, Column, Question, Sources, answers
+from pipeline.stages.pieces import Texts, gather, grouped, ranks, same
 from pipeline.stages.scan import (
     ABSENT,
     CLIENT,
@@ -55,13 +58,11 @@ from pipeline.stages.scan import (
     TEXT,
     TRANSACTION,
     Scanned,
-    gather,
-    grouped,
-    same,
     scan,
     split,
 )
 from pipeline.stages.sink import (
+    MARK_ACCOUNT,
     Block,
     MonthEntry,
     checksum,
@@ -79,8 +80,10 @@ _Words = npt.NDArray[np.uint64]
 _Bytes = npt.NDArray[np.uint8]
 _sighting = np.dtype([("place", ">u8"), ("rest", ">u8"), ("append_low", ">u2"), ("append_high", ">u2")])
 _DAY_US: Final = 86_400_000_000
+_BITS: Final = 63  # of a number that is sorted by itself
+#: In the order of the scanner's spans.
+_TEXTS: Final = ("client_id", "transaction_id", "event_name", "feature_id", "entity_id", "data")
 _LOW: Final = np.uint64(0xFFFF_FFFF)
-_ONE: Final = np.array([1_000_000_000, 0], np.uint64)
 _SIGN: Final = 1 << 127
 _WHOLE: Final = 1 << 128
 
@@ -199,6 +202,7 @@ class Columns:
         found.timestamp_us[row] = event.timestamp_us
         found.value[row] = _words(scaled(event.value))
         found.content[row] = content_hash(event, without_timestamp=bool(self.defaulted[row]))
+        found.client[row] = text_hash(event.client_id)
         name = event.event_name if event.feature_id is None else event.feature_id
         found.name[row] = 0 if name is None else text_hash(name)
         document = event.document or {}
@@ -328,20 +332,7 @@ class Columns:
         months = _months(self, accepted)
         rows, sparse = None, False
         if len(accepted):
-            batch = pa.RecordBatch.from_pydict(_columns(self, accepted, mapper, place, start, catalog_version))
-            hashes = batch.column("meters.distinct_hash").values.buffers()[1]
-            distinct = bool(np.frombuffer(hashes, np.uint64).any())
-            sparse = is_sparse(rules, self.found.timestamp_us[accepted], distinct=distinct)
-            append_max = int(self.append_ms[accepted].max())
-            tail = marks(
-                place,
-                [entry.month for entry in months],
-                start=start,
-                catalog_version=catalog_version,
-                append_ms=append_max,
-                sparse=sparse,
-            )
-            rows = pa.Table.from_batches([batch, tail]).combine_chunks().to_batches()[0]
+            rows, sparse = _rows(self, accepted, mapper, [m.month for m in months], start, catalog_version, rules)
         return Block(
             topic=place.topic,
             epoch=place.epoch,
@@ -443,12 +434,6 @@ def _words(number: int) -> tuple[int, int]:
     return number & 0xFFFF_FFFF_FFFF_FFFF, number >> 64 & 0xFFFF_FFFF_FFFF_FFFF
 
 
-def _decimals(words: _Words) -> pa.Array:
-    """Words of numbers in units of 10**-9 as Decimal(38, 9)."""
-    whole = np.ascontiguousarray(words)
-    return pa.Array.from_buffers(pa.decimal128(38, 9), len(whole), [None, pa.py_buffer(whole)])
-
-
 def _sum(words: _Words, *, signed: bool) -> int:
     """The exact sum of 128-bit numbers; at most 2**32 of them."""
     halves = [int((words[:, k] >> np.uint64(shift) & _LOW).sum()) for k in (0, 1) for shift in (0, 32)]
@@ -456,7 +441,7 @@ def _sum(words: _Words, *, signed: bool) -> int:
     return total - (int((words[:, 1] >> np.uint64(63)).sum()) << 128 if signed else 0)
 
 
-# ------------------------------------------------------------------------------------------------ columns
+# ------------------------------------------------------------------------------------------------ beside the rows
 
 
 def _months(lines: Columns, accepted: _Ints) -> tuple[MonthEntry, ...]:
@@ -490,64 +475,205 @@ def _repeats(lines: Columns, start: int) -> pa.RecordBatch | None:
     )
 
 
-def _columns(  # noqa: PLR0917 - called once
-    lines: Columns, accepted: _Ints, mapper: Mapper, place: Place, start: int, catalog_version: int
-) -> dict[str, pa.Array]:
-    """The columns of `ingest` for the accepted lines, in the order of the log."""
-    found, total = lines.found, len(accepted)
+# ------------------------------------------------------------------------------------------------ rows
 
-    def field(number: int, kind: pa.DataType = pa.string()) -> pa.Array:  # noqa: B008 - a constant
-        spans = found.spans[accepted, number]
-        return _texts(lines.buffer, spans[:, 0], spans[:, 1], kind)
 
-    def everywhere(value: object, kind: pa.DataType) -> pa.Array:
-        return pa.repeat(pa.scalar(value, kind), total)
+def _rows(  # noqa: PLR0917 - called once
+    lines: Columns, accepted: _Ints, mapper: Mapper, months: Sequence[int], start: int, catalog_version: int, rules: int
+) -> tuple[pa.RecordBatch, bool]:
+    """The rows of `ingest` for the accepted lines with the block's marks, and `Block.sparse`."""
+    in_order = rules >= SORTED_RULES
+    order = _by_customer(lines, accepted) if in_order else np.arange(len(accepted))
+    before = len(months) if in_order else 0
+    meters = answers(_asked_of_features(lines, accepted, mapper), accepted, order, before)
+    dimensions = answers(_asked_of_dimensions(lines, accepted, mapper), accepted, order, before)
+    sparse = is_sparse(rules, lines.found.timestamp_us[accepted], distinct=bool(meters.hashes.any()))
+    marked = marks(
+        lines.place,
+        months,
+        start=start,
+        catalog_version=catalog_version,
+        append_ms=int(lines.append_ms[accepted].max()),
+        sparse=sparse,
+    )
+    batch = _columns(
+        lines, accepted[order], meters, dimensions, marked[:before], start=start, catalog_version=catalog_version
+    )
+    if in_order:
+        return batch, sparse
+    return pa.Table.from_batches([batch, marked]).combine_chunks().to_batches()[0], sparse
 
-    def ints(values: Any, kind: pa.DataType) -> pa.Array:
-        return pa.array(values).cast(kind)
 
-    names = pa.array(lines.accounts, pa.string())
-    return {
-        "account": names.take(pa.array(lines.account[accepted])),
-        "client_id": field(CLIENT),
-        "entity_id": field(ENTITY),
-        "timestamp": pa.array(found.timestamp_us[accepted]).cast(pa.timestamp("us", "UTC")),
-        "append_time": pa.array(lines.append_ms[accepted]).cast(pa.timestamp("ms", "UTC")),
-        "transaction_id": field(TRANSACTION),
-        "id_hash": pa.Array.from_buffers(pa.binary(16), total, [None, pa.py_buffer(lines.key_bytes(accepted))]),
-        "event_name": field(EVENT_NAME),
-        "feature_id": field(FEATURE),
-        "kind": everywhere(1, pa.int8()),
-        "target_id": everywhere("", pa.string()),
-        "value": _decimals(found.value[accepted]),
-        "data": field(DATA, pa.binary()),
-        **_meters(lines, accepted, mapper),
-        **_dimensions(lines, accepted, mapper),
-        "catalog_version": everywhere(catalog_version, pa.int64()),
-        "epoch": everywhere(place.epoch, pa.uint32()),
-        "partition": everywhere(place.partition, pa.uint32()),
-        "offset": ints(lines.offset[accepted], pa.uint64()),
-        "line": ints(lines.number[accepted], pa.uint32()),
-        "block_start": everywhere(start, pa.uint64()),
-        "content_hash": pa.array(found.content[accepted] & np.uint64(CONTENT_MASK)),
+def _by_customer(lines: Columns, accepted: _Ints) -> _Ints:
+    """The order of facts: by account, customer and timestamp, and as they lie in the log."""
+    found = lines.found
+    first, group_of = grouped(found.client[accepted])
+    if not same(lines.buffer, found.spans, accepted, accepted[first[group_of]], CLIENT):
+        first = group_of = np.arange(len(accepted))  # hashes may be made to collide
+    customer = ranks(lines.buffer, found.spans, accepted[first], CLIENT)[group_of]
+    names = [name.encode() for name in lines.accounts]
+    account = np.array([sorted(names).index(name) for name in names])[lines.account[accepted]]
+    who = account * len(first) + customer
+    when = found.timestamp_us[accepted]
+    when -= when.min()
+    low, middle = len(accepted).bit_length(), int(when.max()).bit_length()
+    if int(who.max()).bit_length() + middle + low > _BITS:
+        return np.lexsort((when, who))
+    packed = who << middle + low | when << low | np.arange(len(accepted))
+    packed.sort()  # numbers by themselves, in a fraction of the time
+    return packed & (1 << low) - 1
+
+
+def _columns(
+    lines: Columns,
+    rows: _Ints,
+    meters: Answers,
+    dimensions: Answers,
+    marked: pa.RecordBatch,
+    *,
+    start: int,
+    catalog_version: int,
+) -> pa.RecordBatch:
+    """Rows of `ingest`: those of `marked`, then those of these lines."""
+    found, place = lines.found, lines.place
+    before = marked.num_rows
+    total = before + len(rows)
+
+    def fixed(name: str, values: npt.NDArray[Any]) -> pa.Array:
+        taken = np.empty((total, *values.shape[1:]), values.dtype)
+        np.take(values, rows, axis=0, out=taken[before:], mode="clip")  # other modes make a copy of it first
+        return _fixed(marked.column(name), taken)
+
+    def everywhere(name: str, value: object) -> pa.Array:
+        return pa.repeat(pa.scalar(value, marked.schema.field(name).type), total)
+
+    texts = dict(
+        zip(_TEXTS, _gathered([marked.column(name) for name in _TEXTS], lines.buffer, found.spans, rows), strict=True)
+    )
+    accounts = pa.array([MARK_ACCOUNT, *lines.accounts], pa.string())
+    account = np.zeros(total, np.int64)
+    account[before:] = lines.account[rows] + 1
+    columns = {
+        "account": accounts.take(pa.array(account)),
+        "client_id": texts["client_id"],
+        "entity_id": texts["entity_id"],
+        "timestamp": fixed("timestamp", found.timestamp_us),
+        "append_time": fixed("append_time", lines.append_ms),
+        "transaction_id": texts["transaction_id"],
+        "id_hash": fixed("id_hash", lines.keys),
+        "event_name": texts["event_name"],
+        "feature_id": texts["feature_id"],
+        "kind": everywhere("kind", 1),
+        "target_id": everywhere("target_id", ""),
+        "value": fixed("value", found.value),
+        "data": texts["data"],
     }
+    columns |= _nested("meters", marked, meters, ("quantity", meters.words), ("distinct_hash", meters.hashes))
+    columns |= _nested("dims", marked, dimensions, ("number", dimensions.words), ("is_number", dimensions.is_number))
+    each = np.arange(before, len(dimensions.spans))
+    of_marks = [marked.column("dims.text").flatten()]
+    (said,) = _gathered(of_marks, lines.buffer, dimensions.spans[:, np.newaxis], each)
+    columns |= {
+        "dims.text": pa.ListArray.from_arrays(pa.array(dimensions.offsets), said),
+        "catalog_version": everywhere("catalog_version", catalog_version),
+        "epoch": everywhere("epoch", place.epoch),
+        "partition": everywhere("partition", place.partition),
+        "offset": fixed("offset", lines.offset),
+        "line": fixed("line", lines.number.astype(np.uint32)),
+        "block_start": everywhere("block_start", start),
+        "content_hash": fixed("content_hash", found.content & np.uint64(CONTENT_MASK)),
+    }
+    return pa.RecordBatch.from_pydict({name: columns[name] for name in marked.schema.names})
 
 
-def _texts(buffer: _Bytes, starts: _Ints, lengths: _Ints, kind: pa.DataType) -> pa.Array:
-    offsets, pieces = gather(buffer, starts, lengths)
-    return pa.Array.from_buffers(kind, len(starts), [None, pa.py_buffer(offsets), pa.py_buffer(pieces)])
+def _nested(
+    name: str, marked: pa.RecordBatch, answered: Answers, *fields: tuple[str, npt.NDArray[Any]]
+) -> dict[str, pa.Array]:
+    """Lists of names, revisions and these fields."""
+    before = marked.num_rows
+    label = "feature" if name == "meters" else "name"
+    known = [text.encode() for text in answered.known]
+    ends = np.cumsum([0, *map(len, known)])
+    spans = np.stack([ends[:-1], np.diff(ends)], axis=1)[:, np.newaxis]
+    joined = np.frombuffer(b"".join([*known, bytes(8)]), np.uint8)
+    (names,) = _gathered([marked.column(f"{name}.{label}").flatten()], joined, spans, answered.names[before:])
+    offsets = pa.array(answered.offsets)
+    values = {
+        label: names,
+        **{
+            field: _fixed(marked.column(f"{name}.{field}").flatten(), given)
+            for field, given in (("rev", answered.revs), *fields)
+        },
+    }
+    return {f"{name}.{field}": pa.ListArray.from_arrays(offsets, given) for field, given in values.items()}
 
 
-class _Part(NamedTuple):
-    """What one rule says for some rows: `rows` index the accepted lines, `there` which of them it says anything for."""
+def _fixed(first: pa.Array, values: npt.NDArray[Any]) -> pa.Array:
+    """A column of these values, the first of which are given by one that is there already."""
+    size = len(first) * first.type.bit_width // 8
+    if size:
+        values.reshape(-1).view(np.uint8)[:size] = np.frombuffer(first.buffers()[1], np.uint8)[:size]
+    return pa.Array.from_buffers(first.type, len(values), [None, pa.py_buffer(values)])
 
-    rows: _Ints
-    there: npt.NDArray[np.bool_]
-    name: str
-    rev: int
-    words: _Words
-    hashes: list[int] | None = None
-    spans: _Ints | None = None
+
+def _gathered(first: Sequence[pa.Array], buffer: _Bytes, spans: _Ints, rows: _Ints) -> list[pa.Array]:
+    """For each field a column of its pieces of these rows, behind the texts of one that is there already."""
+    found = gather(buffer, spans, rows, [_texts(column) for column in first])
+    return [
+        pa.Array.from_buffers(
+            column.type, len(texts.offsets) - 1, [None, pa.py_buffer(texts.offsets), pa.py_buffer(texts.pieces)]
+        )
+        for column, texts in zip(first, found, strict=True)
+    ]
+
+
+def _texts(column: pa.Array) -> Texts:
+    if not len(column):
+        return Texts(np.zeros(1, np.int32), np.zeros(0, np.uint8))
+    _, offsets, given = column.buffers()
+    ends = np.frombuffer(offsets, np.int32)[: len(column) + 1]
+    return Texts(ends, np.frombuffer(given or b"", np.uint8)[: ends[-1]])
+
+
+# ------------------------------------------------------------------------------------------------ what rows are asked
+
+
+def _asked_of_features(lines: Columns, rows: _Ints, mapper: Mapper) -> Asked:
+    """What the features that hold ask these rows."""
+    found = lines.found
+    timestamps = found.timestamp_us[rows]
+    is_feature = (found.spans[rows, FEATURE, 0] >= 0).astype(np.uint64)
+    mixed = found.name[rows] * np.uint64(2654435761) + lines.account[rows].astype(np.uint64) * np.uint64(2)
+    first, group_of = grouped(mixed + is_feature)
+    if not _alike(lines, rows, first[group_of]):
+        first, group_of = _grouped(lines, rows)
+    asked = Asked(Sources(found), np.full(len(rows), -1), [])
+    for number, one in enumerate(first.tolist()):
+        row = int(rows[one])
+        account = lines.accounts[int(lines.account[row])]
+        route = mapper.route(account, lines.text(row, EVENT_NAME), lines.text(row, FEATURE))
+        if route is None:
+            continue
+        for instant, within in _stretches(route.starts, timestamps, np.flatnonzero(group_of == number)):
+            deeper = asked.sources.deeper()
+            asked.ask(within, [_metered(lines, rows[within], rule, deeper) for rule in route.choice(instant).rules])
+    return asked
+
+
+def _asked_of_dimensions(lines: Columns, rows: _Ints, mapper: Mapper) -> Asked:
+    """What the dimensions that hold ask these rows."""
+    timestamps = lines.found.timestamp_us[rows]
+    has_data = lines.found.spans[rows, DATA, 0] >= 0
+    asked = Asked(Sources(lines.found), np.full(len(rows), -1), [])
+    for number, account in enumerate(lines.accounts):
+        timeline = mapper.dimension_timeline(account)
+        chosen = np.flatnonzero((lines.account[rows] == number) & has_data)
+        if timeline is None or not len(chosen):
+            continue
+        for instant, within in _stretches(timeline.starts, timestamps, chosen):
+            deeper = asked.sources.deeper()
+            asked.ask(within, [_said(lines, rows[within], rule, deeper) for rule in timeline.at(instant)])
+    return asked
 
 
 def _stretches(starts: Sequence[int], timestamps: _Ints, rows: _Ints) -> Iterator[tuple[int, _Ints]]:
@@ -561,67 +687,6 @@ def _stretches(starts: Sequence[int], timestamps: _Ints, rows: _Ints) -> Iterato
     for number in np.unique(stretch).tolist():
         within = rows[stretch == number]
         yield int(timestamps[within[0]]), within
-
-
-def _laid_out(parts: Sequence[Sequence[_Part]], total: int) -> tuple[npt.NDArray[np.int32], list[_Ints], int]:
-    """Where the values of each part lie when all are written row by row; `parts`: rules in order, per group of rows."""
-    counts = np.zeros(total, np.int64)
-    for group in parts:
-        for part in group:
-            counts[part.rows[part.there]] += 1
-    offsets = np.zeros(total + 1, np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    free = offsets[:-1].copy()
-    places = []
-    for group in parts:
-        for part in group:
-            rows = part.rows[part.there]
-            places.append(free[rows])
-            free[rows] += 1
-    return offsets.astype(np.int32), places, int(offsets[-1])
-
-
-def _meters(lines: Columns, accepted: _Ints, mapper: Mapper) -> dict[str, pa.Array]:
-    found = lines.found
-    timestamps = found.timestamp_us[accepted]
-    is_feature = (found.spans[accepted, FEATURE, 0] >= 0).astype(np.uint64)
-    mixed = found.name[accepted] * np.uint64(2654435761) + lines.account[accepted].astype(np.uint64) * np.uint64(2)
-    first, group_of = grouped(mixed + is_feature)
-    if not _alike(lines, accepted, first[group_of]):
-        first, group_of = _grouped(lines, accepted)
-    groups: list[list[_Part]] = []
-    for number, one in enumerate(first.tolist()):
-        row = int(accepted[one])
-        account = lines.accounts[int(lines.account[row])]
-        route = mapper.route(account, lines.text(row, EVENT_NAME), lines.text(row, FEATURE))
-        if route is None:
-            continue
-        rows = np.flatnonzero(group_of == number)
-        for instant, within in _stretches(route.starts, timestamps, rows):
-            groups.append([_measured(lines, accepted, within, rule) for rule in route.choice(instant).rules])
-    where, places, total = _laid_out(groups, len(accepted))
-    words = np.zeros((total, 2), np.uint64)
-    revs = np.zeros(total, np.uint64)
-    names: dict[str, int] = {}
-    codes = np.zeros(total, np.int64)
-    hashes = np.zeros((total, 16), np.uint8)
-    for part, at in zip((part for group in groups for part in group), places, strict=True):
-        words[at] = part.words[part.there]
-        revs[at] = part.rev
-        codes[at] = names.setdefault(part.name, len(names))
-        if part.hashes is not None:
-            whole = b"".join(h.to_bytes(16, "little") for h in part.hashes)
-            hashes[at] = np.frombuffer(whole, np.uint8).reshape(-1, 16)[part.there]
-    offsets = pa.array(where)
-    return {
-        f"meters.{field}": pa.ListArray.from_arrays(offsets, values)
-        for field, values in {
-            "feature": pa.array(list(names), pa.string()).take(pa.array(codes)),
-            "rev": pa.array(revs),
-            "quantity": _decimals(words),
-            "distinct_hash": pa.Array.from_buffers(pa.binary(16), total, [None, pa.py_buffer(hashes)]),
-        }.items()
-    }
 
 
 def _alike(lines: Columns, accepted: _Ints, first: _Ints) -> bool:
@@ -645,105 +710,51 @@ def _grouped(lines: Columns, accepted: _Ints) -> tuple[_Ints, _Ints]:
     return np.array(firsts, np.int64), group_of
 
 
-def _measured(lines: Columns, accepted: _Ints, rows: _Ints, rule: Rule) -> _Part:
-    """What one revision of a feature takes from these rows."""
-    everywhere = np.ones(len(rows), bool)
+def _metered(lines: Columns, rows: _Ints, rule: Rule, deeper: Iterator[Column]) -> Question:
+    """How one revision of a feature asks these rows."""
     if rule.constant is not None and not rule.conditions:
-        return _Part(rows, everywhere, rule.feature, rule.rev, np.broadcast_to(_ONE, (len(rows), 2)))
+        return Question(rule.feature, rule.rev, ONE)
     if not rule.needs_data:
-        return _Part(rows, everywhere, rule.feature, rule.rev, lines.found.value[accepted[rows]])
+        return Question(rule.feature, rule.rev, VALUE)
     if rule.value is not None and not rule.value.steps and not rule.conditions:
-        key = lines.wanted.index(rule.value.key)
-        there = lines.found.kinds[accepted[rows], key] == NUMBER
-        return _Part(rows, there, rule.feature, rule.rev, lines.found.numbers[accepted[rows], key])
-    words = np.zeros((len(rows), 2), np.uint64)
-    hashes = [0] * len(rows)
-    for i, row in enumerate(accepted[rows].tolist()):
+        return Question(rule.feature, rule.rev, lines.wanted.index(rule.value.key))
+    column = next(deeper)
+    for row in rows.tolist():
         low, high = lines.found.value[row].tolist()
         value = high << 64 | low
         exact = Decimal(value - _WHOLE if value & _SIGN else value)
         meter = measure(rule, exact, lines.document(row))
-        if meter is None:
-            everywhere[i] = False
-            continue
-        # the event's own value is taken in units of 10**-9, a number of the data as it is
-        own = rule.value is None and rule.unique is None and rule.constant is None
-        words[i] = _words(int(meter.quantity) if own else scaled(meter.quantity))
-        hashes[i] = meter.distinct_hash
-    return _Part(rows, everywhere, rule.feature, rule.rev, words, hashes)
+        column.kinds[row] = ABSENT if meter is None else NUMBER
+        if meter is not None:
+            # the event's own value is taken in units of 10**-9, a number of the data as it is
+            own = rule.value is None and rule.unique is None and rule.constant is None
+            column.numbers[row] = _words(int(meter.quantity) if own else scaled(meter.quantity))
+            column.hashes[row] = _words(meter.distinct_hash)
+    return Question(rule.feature, rule.rev, column.number)
 
 
-def _dimensions(lines: Columns, accepted: _Ints, mapper: Mapper) -> dict[str, pa.Array]:
-    timestamps = lines.found.timestamp_us[accepted]
-    has_data = lines.found.spans[accepted, DATA, 0] >= 0
-    groups: list[list[_Part]] = []
-    numeric: list[bool] = []
-    for number, account in enumerate(lines.accounts):
-        timeline = mapper.dimension_timeline(account)
-        rows = np.flatnonzero((lines.account[accepted] == number) & has_data)
-        if timeline is None or not len(rows):
-            continue
-        for instant, within in _stretches(timeline.starts, timestamps, rows):
-            group = []
-            for name, rev, is_text, path in timeline.at(instant):
-                group.append(_said(lines, accepted, within, name, rev, path, is_text=is_text))
-                numeric.append(not is_text)
-            groups.append(group)
-    where, places, total = _laid_out(groups, len(accepted))
-    words = np.zeros((total, 2), np.uint64)
-    revs = np.zeros(total, np.uint64)
-    names: dict[str, int] = {}
-    codes = np.zeros(total, np.int64)
-    is_number = np.zeros(total, np.uint8)
-    spans = np.zeros((total, 2), np.int64)
-    for part, at, as_number in zip((part for group in groups for part in group), places, numeric, strict=True):
-        revs[at] = part.rev
-        codes[at] = names.setdefault(part.name, len(names))
-        is_number[at] = as_number
-        if as_number:
-            words[at] = part.words[part.there]
-        elif part.spans is not None:
-            spans[at] = part.spans[part.there]
-    offsets = pa.array(where)
-    return {
-        f"dims.{field}": pa.ListArray.from_arrays(offsets, values)
-        for field, values in {
-            "name": pa.array(list(names), pa.string()).take(pa.array(codes)),
-            "rev": pa.array(revs),
-            "text": _texts(lines.buffer, spans[:, 0], spans[:, 1], pa.string()),
-            "number": _decimals(words),
-            "is_number": pa.array(is_number),
-        }.items()
-    }
-
-
-def _said(  # noqa: PLR0917 - called once
-    lines: Columns, accepted: _Ints, rows: _Ints, name: str, rev: int, path: Any, *, is_text: bool
-) -> _Part:
-    """What one revision of a dimension finds in these rows."""
-    chosen = accepted[rows]
+def _said(lines: Columns, rows: _Ints, rule: DimensionRule, deeper: Iterator[Column]) -> Question:
+    """How one revision of a dimension asks these rows."""
+    name, rev, is_text, path = rule
     if path is None:
-        key = lines.wanted.index(name)
-        there = lines.found.kinds[chosen, key] == (TEXT if is_text else NUMBER)
-        return _Part(rows, there, name, rev, lines.found.numbers[chosen, key], spans=lines.found.texts[chosen, key])
-    there = np.zeros(len(rows), bool)
-    words = np.zeros((len(rows), 2), np.uint64)
-    spans = np.zeros((len(rows), 2), np.int64)
+        return Question(name, rev, lines.wanted.index(name), TEXT if is_text else NUMBER)
+    column = next(deeper)
     extra: list[bytes] = []
     at = len(lines.bytes)
-    for i, row in enumerate(chosen.tolist()):
+    for row in rows.tolist():
         document = lines.document(row)
         given = path.of(document) if document else None
-        if is_text and type(given) is str:
+        column.kinds[row] = ABSENT
+        if type(given) is str:
             text = given.encode()
-            there[i] = True
-            spans[i] = at, len(text)
+            column.kinds[row] = TEXT
+            column.texts[row] = at, len(text)
             extra.append(text)
             at += len(text)
-        elif not is_text and given is not None and (number := stored_number(given)) is not None:
-            there[i] = True
-            words[i] = _words(scaled(number))
+        elif given is not None and (number := stored_number(given)) is not None:
+            column.kinds[row] = NUMBER
+            column.numbers[row] = _words(scaled(number))
     if extra:
         lines.bytes += b"".join(extra)
         lines.buffer = np.frombuffer(lines.bytes, np.uint8)
-    return _Part(rows, there, name, rev, words, spans=spans)
+    return Question(name, rev, column.number, TEXT if is_text else NUMBER)

@@ -265,10 +265,10 @@ class Rule:
 
 
 # name, rev, whether it is text, and the path where the name is one: a tuple, since it is unpacked per event
-_DimensionRule = tuple[str, int, bool, Path | None]
+DimensionRule = tuple[str, int, bool, Path | None]
 
 
-def _dimension_rule(dimension: Dimension) -> _DimensionRule:
+def _dimension_rule(dimension: Dimension) -> DimensionRule:
     path = Path(dimension.key) if "." in dimension.key else None
     return dimension.key, dimension.rev, dimension.type == "string", path
 
@@ -361,14 +361,14 @@ class DimensionTimeline:
     def __init__(self, timelines: list[_Timeline]) -> None:
         self._timelines = timelines
         self.starts = sorted({start for timeline in timelines for start in timeline.starts})
-        self._made: dict[int, tuple[_DimensionRule, ...]] = {}
+        self._made: dict[int, tuple[DimensionRule, ...]] = {}
         self._latest_from_us = self.starts[-1]
         self._latest = self._choice(self._latest_from_us)
 
-    def at(self, timestamp_us: int) -> tuple[_DimensionRule, ...]:
+    def at(self, timestamp_us: int) -> tuple[DimensionRule, ...]:
         return self._latest if timestamp_us >= self._latest_from_us else self._choice(timestamp_us)
 
-    def _choice(self, timestamp_us: int) -> tuple[_DimensionRule, ...]:
+    def _choice(self, timestamp_us: int) -> tuple[DimensionRule, ...]:
         stretch = bisect_right(self.starts, timestamp_us)
         rules = self._made.get(stretch)
         if rules is None:

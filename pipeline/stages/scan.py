@@ -13,10 +13,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.compiled import alike, compiled
 from pipeline.compiled import byte_at as _byte
+from pipeline.compiled import compiled
 from pipeline.compiled import half_at as _half
-from pipeline.compiled import put_word as _put
 from pipeline.compiled import trailing_zeros as _zeros
 from pipeline.compiled import word_at as _word
 from pipeline.event import (
@@ -58,8 +57,8 @@ _Ints = npt.NDArray[np.int64]
 class Scanned(NamedTuple):
     """What was scanned, a row a line. `taken` is 0 for lines left to `decode_event`, whose other columns mean nothing.
 
-    `spans[row, field]`: start and length in the buffer, start -1 for none. `value`: low and high word. `name`: 64-bit
-    hash of event name or feature id. Of each wanted key: `kinds`, and a span or a number.
+    `spans[row, field]`: start and length in the buffer, start -1 for none. `value`: low and high word. `client`: 64-bit
+    hash of the customer, `name`: of event name or feature id. Of each wanted key: `kinds`, and a span or a number.
     """
 
     taken: _Bytes
@@ -67,6 +66,7 @@ class Scanned(NamedTuple):
     timestamp_us: _Ints
     value: _Words
     content: _Words
+    client: _Words
     name: _Words
     kinds: _Bytes
     texts: _Ints
@@ -91,6 +91,7 @@ def scan(
         timestamp_us=np.zeros(count, np.int64),
         value=np.zeros((count, 2), np.uint64),
         content=np.zeros(count, np.uint64),
+        client=np.zeros(count, np.uint64),
         name=np.zeros(count, np.uint64),
         kinds=np.zeros((count, keys), np.uint8),
         texts=np.zeros((count, keys, 2), np.int64),
@@ -102,25 +103,6 @@ def scan(
     wanted_hashes = np.array([text_hash(key) for key in wanted], np.uint64)
     _scan(buffer, starts, ends, latest_us, stampless, wanted_hashes, wanted_bytes, wanted_ends, *found)
     return found
-
-
-def gather(buffer: _Bytes, starts: _Ints, lengths: _Ints) -> tuple[npt.NDArray[np.int32], _Bytes]:
-    """The pieces [start, start + length) one after the other, with the offsets at which they begin and end; a negative
-    length is none."""
-    offsets = np.zeros(len(starts) + 1, np.int32)
-    pieces = np.empty(_sum(lengths) + 8, np.uint8)
-    _gather(buffer, starts, lengths, offsets, pieces)
-    return offsets, pieces[:-8]
-
-
-def grouped(mixed: _Words) -> tuple[_Ints, _Ints]:
-    """The first row of each value, in their order, and which of them each row has."""
-    return _grouped(mixed, np.zeros(1 << (2 * len(mixed)).bit_length(), np.int64))  # type: ignore[no-any-return]
-
-
-def same(buffer: _Bytes, spans: _Ints, rows: _Ints, others: _Ints, field: int) -> bool:
-    """Whether a field's pieces (start, length; start -1 for none) of these rows read like those of the others."""
-    return bool(_same(buffer, spans, rows, others, field))
 
 
 # ------------------------------------------------------------------------------------------------ hashing
@@ -273,68 +255,6 @@ def _split(buffer: Any, record_starts: Any, record_ends: Any, most: Any) -> Any:
             starts[count], ends[count], records[count], numbers[count] = begin, begin, record, 0
             count += 1
     return starts[:count], ends[:count], records[:count], numbers[:count]
-
-
-@compiled
-def _sum(lengths: Any) -> Any:
-    total = 0
-    for row in range(len(lengths)):
-        total += max(lengths[row], 0)
-    return total
-
-
-@compiled
-def _copy(buffer: Any, start: Any, length: Any, pieces: Any, at: Any) -> None:
-    """Copies a piece. Where there is room it writes up to seven bytes beyond, which the next piece overwrites."""
-    if start + length + 8 <= len(buffer) and at + length + 8 <= len(pieces):
-        k = 0
-        while k < length:
-            _put(pieces, at + k, _word(buffer, start + k))
-            k += 8
-    else:
-        for k in range(length):
-            pieces[at + k] = _byte(buffer, start + k)
-
-
-@compiled
-def _gather(buffer: Any, starts: Any, lengths: Any, offsets: Any, pieces: Any) -> None:
-    at = 0
-    for row in range(len(starts)):
-        length = lengths[row]
-        if length > 0:
-            _copy(buffer, starts[row], length, pieces, at)
-            at += length
-        offsets[row + 1] = at
-
-
-@compiled
-def _same(buffer: Any, spans: Any, rows: Any, others: Any, field: Any) -> Any:
-    for i in range(len(rows)):
-        one, other = rows[i], others[i]
-        start, begin, length = spans[one, field, 0], spans[other, field, 0], spans[one, field, 1]
-        if length != spans[other, field, 1] or (start < 0) != (begin < 0):
-            return False
-        if not alike(buffer, start, begin, length):
-            return False
-    return True
-
-
-@compiled
-def _grouped(mixed: Any, table: Any) -> Any:
-    firsts = np.empty(len(mixed), np.int64)
-    groups = np.empty(len(mixed), np.int64)
-    mask = np.uint64(len(table) - 1)
-    count = 0
-    for row in range(len(mixed)):
-        at = (mixed[row] * _P1 >> _U32) & mask
-        while table[at] != 0 and mixed[firsts[table[at] - 1]] != mixed[row]:
-            at = (at + _U1) & mask
-        if table[at] == 0:
-            firsts[count] = row
-            count += 1
-            table[at] = count
-        groups[row] = table[at] - 1
-    return firsts[:count], groups
 
 
 @compiled
@@ -757,6 +677,7 @@ def _scan(
     timestamps: Any,
     values: Any,
     contents: Any,
+    clients: Any,
     event_names: Any,
     kinds: Any,
     texts: Any,
@@ -868,7 +789,9 @@ def _scan(
             at = spans[row, place, 0]
             if at >= 0:
                 part = _xxh64(buffer, at, at + spans[row, place, 1], _TEXT)
-                if place == EVENT_NAME or place == FEATURE:
+                if place == CLIENT:
+                    clients[row] = part
+                elif place != ENTITY:
                     name = part
             content = _chained(content, part)
         content = _chained(content, _NONE if stampless[row] else np.uint64(us))

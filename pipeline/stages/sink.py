@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Context, Decimal
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,11 +20,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from xxhash import xxh3_64
 
-from pipeline.block import SPARSE_RULES, Counts, Intent, Line, Place, Verdict
+from pipeline.block import SORTED_RULES, SPARSE_RULES, Counts, Intent, Line, Place, Verdict
 from pipeline.event import Event
 from pipeline.stages.mapping import DimensionValue, Mapper, Meter
 
 MARK_ACCOUNT: Final = ""
+_T = TypeVar("_T")
 _DECIMAL = pa.decimal128(38, 9)
 _HASH = pa.binary(16)
 _MICROSECONDS = pa.timestamp("us", "UTC")
@@ -113,11 +114,22 @@ def make_block(
     months = _months(accepted)
     rows, sparse = None, False
     if accepted:
+        if in_order := rules >= SORTED_RULES:
+            accepted.sort(key=_by_customer)
         measured = [_measure(line, mapper) for line in accepted]
         timestamps = np.array([_event(line).timestamp_us for line in accepted], np.int64)
         distinct = any(meter.distinct_hash for meters, _ in measured for meter in meters)
         sparse = is_sparse(rules, timestamps, distinct=distinct)
-        rows = _columns(accepted, measured, months, place, start=start, catalog_version=catalog_version, sparse=sparse)
+        rows = _columns(
+            accepted,
+            measured,
+            months,
+            place,
+            start=start,
+            catalog_version=catalog_version,
+            sparse=sparse,
+            marks_first=in_order,
+        )
     return Block(
         topic=place.topic,
         epoch=place.epoch,
@@ -138,6 +150,12 @@ def make_block(
         forwards=tuple(line for line in lines if line.verdict == Verdict.REROUTED),
         bytes=sum(len(line.raw) for line in lines),
     )
+
+
+def _by_customer(line: Line) -> tuple[bytes, bytes, int]:
+    """The order of facts; lines come as they lie in the log."""
+    event = _event(line)
+    return line.account.encode(), event.client_id.encode(), event.timestamp_us
 
 
 def counts_of(verdicts: bytes) -> Counts:
@@ -292,10 +310,11 @@ def _columns(
     start: int,
     catalog_version: int,
     sparse: bool,
+    marks_first: bool = True,
     append_ms: int | None = None,
 ) -> pa.RecordBatch:
-    """The rows of `ingest` (see sql/), without the deadline, which each try sets anew. Marks come last; those of a
-    `sparse` block have a distinct value, by which the views of sparse tables know them."""
+    """The rows of `ingest` (see sql/), without the deadline, which each try sets anew. The marks of a `sparse` block
+    have a distinct value, by which the views of sparse tables know them."""
     events = [_event(line) for line in accepted]
     name = mark_name(place.topic, place.epoch, place.partition)
     marks = len(months)
@@ -306,29 +325,33 @@ def _columns(
         (Meter(name, place.epoch, first, int(sparse)),),
         (DimensionValue("block", place.epoch, name, None),),
     )
-    all_measured = [*measured, *([mark_measure] * marks)]
     total = len(events) + marks
 
-    def text(values: Iterable[str | None], mark: str) -> pa.Array:
-        return pa.array([*[v or "" for v in values], *([mark] * marks)], pa.string())
+    def joined(values: Iterable[_T], of_marks: Iterable[_T]) -> list[_T]:
+        return [*of_marks, *values] if marks_first else [*values, *of_marks]
 
-    def number(values: Iterable[int], mark: int, kind: pa.DataType) -> pa.Array:
-        return pa.array([*values, *([mark] * marks)], kind)
+    def column(values: Iterable[object], mark: object, kind: pa.DataType) -> pa.Array:
+        return pa.array(joined(values, [mark] * marks), kind)
+
+    def text(values: Iterable[str | None], mark: str) -> pa.Array:
+        return column((v or "" for v in values), mark, pa.string())
+
+    all_measured = joined(measured, [mark_measure] * marks)
 
     columns: dict[str, pa.Array] = {
         "account": text((line.account for line in accepted), MARK_ACCOUNT),
         "client_id": text((e.client_id for e in events), name),
         "entity_id": text((e.entity_id for e in events), ""),
-        "timestamp": pa.array([*[e.timestamp_us for e in events], *mark_times], pa.int64()).cast(_MICROSECONDS),
-        "append_time": number((line.append_ms for line in accepted), append_max, pa.int64()).cast(_MILLISECONDS),
+        "timestamp": pa.array(joined([e.timestamp_us for e in events], mark_times), pa.int64()).cast(_MICROSECONDS),
+        "append_time": column((line.append_ms for line in accepted), append_max, pa.int64()).cast(_MILLISECONDS),
         "transaction_id": text((e.transaction_id for e in events), ""),
-        "id_hash": pa.array([*[line.key.to_bytes(16, "little") for line in accepted], *([bytes(16)] * marks)], _HASH),
+        "id_hash": column((line.key.to_bytes(16, "little") for line in accepted), bytes(16), _HASH),
         "event_name": text((e.event_name for e in events), name),
         "feature_id": text((e.feature_id for e in events), ""),
-        "kind": number((1 for _ in events), 1, pa.int8()),
+        "kind": column((1 for _ in events), 1, pa.int8()),
         "target_id": text(("" for _ in events), ""),
-        "value": pa.array([*[e.value for e in events], *([first] * marks)], _DECIMAL),
-        "data": pa.array([*[e.data for e in events], *([b""] * marks)], pa.binary()),
+        "value": column((e.value for e in events), first, _DECIMAL),
+        "data": column((e.data for e in events), b"", pa.binary()),
         **_nested(
             "meters",
             [meters for meters, _ in all_measured],
@@ -350,13 +373,13 @@ def _columns(
                 "is_number": (lambda d: int(d.number is not None), pa.uint8()),
             },
         ),
-        "catalog_version": number((catalog_version for _ in events), catalog_version, pa.int64()),
+        "catalog_version": column((catalog_version for _ in events), catalog_version, pa.int64()),
         "epoch": pa.repeat(pa.scalar(place.epoch, pa.uint32()), total),
         "partition": pa.repeat(pa.scalar(place.partition, pa.uint32()), total),
-        "offset": number((line.offset for line in accepted), start, pa.uint64()),
-        "line": number((line.line for line in accepted), _MONTH_LINE, pa.uint32()),
+        "offset": column((line.offset for line in accepted), start, pa.uint64()),
+        "line": column((line.line for line in accepted), _MONTH_LINE, pa.uint32()),
         "block_start": pa.repeat(pa.scalar(start, pa.uint64()), total),
-        "content_hash": number((line.content for line in accepted), 0, pa.uint64()),
+        "content_hash": column((line.content for line in accepted), 0, pa.uint64()),
     }
     return pa.RecordBatch.from_pydict(columns)
 

@@ -28,10 +28,11 @@ from pipeline.catalog import (
 from pipeline.event import content_hash, decode_event, id_hash, parse_timestamp
 from pipeline.stages import columnar
 from pipeline.stages import scan as scanner
-from pipeline.stages.build import RuleSet, build_block
+from pipeline.stages.build import RULE_SETS, RuleSet, build_block
 from pipeline.stages.columnar import Columns
 from pipeline.stages.identify import BYTES_MAX, BYTES_MIN, identify
 from pipeline.stages.mapping import Mapper, Mappers
+from pipeline.stages.pieces import Texts, gather, grouped, ranks
 from pipeline.stages.scan import scan, split
 from pipeline.stages.sink import Block
 
@@ -75,7 +76,11 @@ _MAPPER = _catalog()
 
 
 def _both(
-    records: Sequence[LogRecord], known: Mapping[bytes, bytes] | None = None, *, partitions: int = 2
+    records: Sequence[LogRecord],
+    known: Mapping[bytes, bytes] | None = None,
+    *,
+    partitions: int = 2,
+    rules: int = RULES,
 ) -> tuple[Block, Block]:
     place = Place("events", 3, 1, partitions, "acme", _AHEAD_US)
     seen = known or {}
@@ -85,9 +90,9 @@ def _both(
         "mapper": _MAPPER,
         "catalog_version": 40,
         "lookup": lambda keys: {key: seen[key] for key in keys if key in seen},
-        "rules": RULES,
+        "rules": rules,
     }
-    by_line = build_block(place, records, **common, rule_sets={RULES: RuleSet(columns=None)})
+    by_line = build_block(place, records, **common, rule_sets={rules: RuleSet(columns=None)})
     return by_line, Columns(place, records, _MAPPER).finish(**common)
 
 
@@ -234,13 +239,50 @@ def _records(draw: st.DrawFn) -> list[LogRecord]:
     return made
 
 
-@given(_records(), st.integers(1, 3))
+@given(_records(), st.integers(2, 3), st.sampled_from([RULES, RULES, *RULE_SETS]))
 @settings(max_examples=200, deadline=None)
-def test_columns_give_the_block_that_lines_give(records: list[LogRecord], partitions: int) -> None:
+def test_columns_give_the_block_that_lines_give(records: list[LogRecord], partitions: int, rules: int) -> None:
     """Events of every shape, broken lines, unknown accounts, misplaced ids, duplicates and conflicts."""
-    if partitions == 1:
-        partitions = 2
-    _same(*_both(records, partitions=partitions))
+    _same(*_both(records, partitions=partitions, rules=rules))
+
+
+_clients = st.text(alphabet="ab\x00\x01\x7fü", min_size=1, max_size=4)
+
+
+@given(
+    st.sampled_from(["", "customer-", "org_0123456789abcdef/"]),
+    st.lists(st.tuples(_clients, st.integers(0, 9), st.booleans()), min_size=1, max_size=30),
+    st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_rows_come_in_the_order_of_facts(begin: str, rows: list[tuple[str, int, bool]], wide: bool) -> None:
+    """By account, customer's bytes, timestamp and place in the log, whatever customers begin with, and however far
+    apart timestamps are; the block's marks are before them."""
+    times = ["2026-11-20T10:00:00.00000%dZ"] if not wide else ["19%d0-11-20T10:00:00Z", "20%d0-02-20T10:00:00Z"]
+    records = [
+        LogRecord(
+            100 + i,
+            _NOW_MS,
+            json.dumps(
+                {
+                    "clientId": begin + client,
+                    "timestamp": times[i % len(times)] % (time % (2 if wide else 10) + 7 * (wide and not i % 2)),
+                }
+            ).encode(),
+            (("account", _ACCOUNTS[other].encode()),),
+        )
+        for i, (client, time, other) in enumerate(rows)
+    ]
+    lines, columns = _both(records)
+    _same(lines, columns)
+    assert columns.rows is not None
+    places = [
+        (row["account"].encode(), row["client_id"].encode(), row["timestamp"], row["offset"])
+        for row in columns.rows.to_pylist()
+    ]
+    assert len(places) == columns.counts.accepted + len(columns.months)
+    assert places == sorted(places)
+    assert [account for account, *_ in places[: len(columns.months) + 1]].count(b"") == len(columns.months)
 
 
 @given(_records(), st.integers(0, 1 << 30))
@@ -312,24 +354,50 @@ def test_ids_are_named_as_the_library_names_them(ids: list[tuple[int, bytes]], a
             assert int.from_bytes(keys[row].tobytes(), "little") == id_hash(accounts[number], text.decode())
 
 
-@given(st.lists(st.tuples(st.binary(max_size=40), st.booleans()), max_size=9))
-def test_pieces_are_gathered_whole(given_pieces: list[tuple[bytes, bool]]) -> None:
-    """Of any length, to the last byte of the buffer; a negative length is none."""
+@given(
+    st.lists(st.tuples(st.binary(max_size=80), st.booleans()), max_size=40),
+    st.lists(st.binary(max_size=9), min_size=2, max_size=2),
+    st.randoms(use_true_random=False),
+)
+def test_pieces_are_gathered_whole(
+    given_pieces: list[tuple[bytes, bool]], before: list[bytes], draw: random.Random
+) -> None:
+    """Of any length, to the last byte of the buffer, in any order, behind others; a negative length is none."""
+    fields = len(before)
+    given_pieces = given_pieces[: len(given_pieces) // fields * fields]
     buffer = np.frombuffer(b"".join(piece for piece, _ in given_pieces) or b"\0", np.uint8)
     sizes = np.array([len(piece) for piece, _ in given_pieces], np.int64)
-    starts = np.cumsum(sizes) - sizes
     lengths = np.where(np.array([there for _, there in given_pieces], bool), sizes, -1)
-    offsets, pieces = scanner.gather(buffer, starts, lengths)
-    whole = pieces.tobytes()
-    assert [whole[a:b] for a, b in pairwise(offsets.tolist())] == [p if there else b"" for p, there in given_pieces]
+    spans = np.stack([np.cumsum(sizes) - sizes, lengths], axis=1).reshape(-1, fields, 2)
+    rows = np.array(draw.sample(range(len(spans)), len(spans)), np.int64)
+    heads = [Texts(np.array([0, len(text)], np.int32), np.frombuffer(text, np.uint8)) for text in before]
+    for field, texts in enumerate(gather(buffer, spans, rows, heads)):
+        whole = texts.pieces.tobytes()
+        expected = [given_pieces[row * fields + field] for row in rows.tolist()]
+        assert [whole[a:b] for a, b in pairwise(texts.offsets.tolist())] == [
+            before[field],
+            *(piece if there else b"" for piece, there in expected),
+        ]
 
 
 @given(st.lists(st.integers(0, (1 << 64) - 1) | st.integers(0, 4), min_size=1, max_size=60))
 def test_rows_are_grouped_by_value(values: list[int]) -> None:
     """In the order of their first rows."""
-    first, group = scanner.grouped(np.array(values, np.uint64))
+    first, group = grouped(np.array(values, np.uint64))
     assert [values[row] for row in first.tolist()] == list(dict.fromkeys(values))
     assert [values[first[number]] for number in group.tolist()] == values
+
+
+@given(st.binary(max_size=20), st.lists(st.binary(max_size=12), min_size=1, max_size=30))
+def test_pieces_are_ranked_by_their_bytes(begin: bytes, ends: list[bytes]) -> None:
+    """Equal ones alike; also where the first eight bytes behind what all begin with do not tell."""
+    pieces = [begin + end for end in ends]
+    sizes = np.array([len(piece) for piece in pieces])
+    spans = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)[:, np.newaxis]
+    buffer = np.frombuffer(b"".join(pieces) or b"\0", np.uint8)
+    found = ranks(buffer, spans, np.arange(len(pieces)), 0).tolist()
+    place = {piece: number for number, piece in enumerate(sorted(set(pieces)))}
+    assert found == [place[piece] for piece in pieces]
 
 
 @given(st.lists(st.binary(max_size=12), min_size=1, max_size=6))
@@ -493,18 +561,22 @@ def test_instants_are_read_as_decode_event_reads_them(text: str) -> None:
 
 
 def test_names_whose_hashes_meet_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hashes of names can be made to collide by whoever chooses the names; features must not mix."""
+    """Hashes of names can be made to collide by whoever chooses the names; features must not mix, nor customers."""
 
     def colliding(*arguments: Any) -> Any:
         found = scan(*arguments)
-        return found._replace(name=np.zeros_like(found.name))
+        return found._replace(name=np.zeros_like(found.name), client=np.zeros_like(found.client))
 
     records = [
         LogRecord(
             100 + i,
             _NOW_MS,
             msgspec.json.encode(
-                {"clientId": "c", "timestamp": "2026-11-20T10:00:00Z", "eventName": ["used", "read", "größe"][i % 3]}
+                {
+                    "clientId": f"c{i % 5}",
+                    "timestamp": f"2026-11-20T10:00:0{i * 7 % 10}Z",
+                    "eventName": ["used", "read", "größe"][i % 3],
+                }
             ),
             (("account", _ACCOUNTS[i % 2].encode()),),
         )
@@ -548,13 +620,13 @@ def test_a_large_block_is_built_in_columns() -> None:
 _AFTER_WARM_UP = """
 from pipeline.block import RULES, LogRecord, Place
 from pipeline.catalog import Account, Catalog, Dimension, Feature, encode_account, encode_dimension, encode_feature
-from pipeline.stages import identify, scan
+from pipeline.stages import identify, nested, pieces, scan
 from pipeline.stages.columnar import Columns, warm_up
 from pipeline.stages.mapping import Mappers
 
 def compiled():
-    return {name: len(part.signatures) for module in (identify, scan) for name, part in vars(module).items()
-        if hasattr(part, "signatures")}
+    parts = [part for module in (identify, nested, pieces, scan) for part in vars(module).items()]
+    return {name: len(part.signatures) for name, part in parts if hasattr(part, "signatures")}
 
 warm_up()
 before = compiled()
