@@ -516,7 +516,7 @@ class Session:
             )
             keys = open_keys(lines)
             found = dict(self._table.get_many(keys))
-            return lines, found, self._table.may_be_expired([key for key in keys if key not in found])
+            return lines, found, [key for key in self._table.may_be_expired(keys) if key not in found]
 
         def finish(lines: Any, found: dict[bytes, bytes]) -> Block:
             return finish_block(

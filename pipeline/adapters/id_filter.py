@@ -21,12 +21,14 @@ import numpy as np
 import structlog
 import xxhash
 
-from pipeline.compiled import compiled
+from pipeline.compiled import ahead, compiled
 from pipeline.ports import Border
+from pipeline.sightings import Keys
 
 BITS_PER_ID: Final = 20
 _FIRST_IDS: Final = 1 << 20
 _WORDS: Final = 8  # of 32 bits in a block
+_AHEAD: Final = 16  # ids, for which the memory has time
 _SALTS: Final = np.array(
     [0x47B6137B, 0x44974D91, 0x8824AD5B, 0xA2B7289D, 0x705495C7, 0x2DF1424B, 0x9EFC4947, 0x5C6BFB31], dtype=np.uint32
 )  # odd numbers of Parquet's specification
@@ -80,7 +82,7 @@ class IdFilter:
         """Those of the keys that may be of expired ids."""
         if not self._segments or not keys:
             return []
-        halves = np.frombuffer(b"".join(keys), dtype="<u8").reshape(-1, 2)
+        halves = np.frombuffer(Keys.joined(keys), dtype="<u8").reshape(-1, 2)
         found = np.zeros(len(halves), dtype=np.uint8)
         for segment in self._segments:
             _find(segment.words, halves, found)
@@ -174,6 +176,8 @@ _ONE = np.uint32(1)
 def _put(words: Any, halves: Any) -> None:
     blocks = np.uint64(len(words))
     for row in range(len(halves)):
+        if row + _AHEAD < len(halves):
+            ahead(words, np.int64((halves[row + _AHEAD, 1] >> _U32) * blocks >> _U32) * _WORDS)
         block = np.int64((halves[row, 1] >> _U32) * blocks >> _U32)
         low = halves[row, 0] >> _U32
         for k in range(_WORDS):
@@ -185,6 +189,8 @@ def _find(words: Any, halves: Any, found: Any) -> None:
     """Marks those that are held: one bit for each word of a block."""
     blocks = np.uint64(len(words))
     for row in range(len(halves)):
+        if row + _AHEAD < len(halves):
+            ahead(words, np.int64((halves[row + _AHEAD, 1] >> _U32) * blocks >> _U32) * _WORDS)
         block = np.int64((halves[row, 1] >> _U32) * blocks >> _U32)
         low = halves[row, 0] >> _U32
         held = True

@@ -92,7 +92,7 @@ def read_records(
     return read_lines(place, records, start=start, end=end, mapper=mapper, rules=rules, rule_sets=rule_sets)
 
 
-def open_keys(lines: "list[Line] | Columns") -> list[bytes]:
+def open_keys(lines: "list[Line] | Columns") -> Sequence[bytes]:
     """The table's keys of the lines whose verdict is still open, in any order."""
     return dedup.open_keys(lines) if isinstance(lines, list) else lines.open_keys()
 

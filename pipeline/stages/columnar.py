@@ -5,7 +5,7 @@ other): this is their fast form for a busy partition, where no event becomes a P
 leaves (see `pipeline.stages.scan`) are decoded one by one and put into the same columns. Pure.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import cached_property
 from typing import Any, Final
@@ -23,8 +23,9 @@ from pipeline.block import (
     Line,
     LogRecord,
     Place,
+    Position,
+    Sighting,
     Verdict,
-    unpack_sighting,
 )
 from pipeline.catalog import Account, Catalog, Dimension, Feature, encode_account, encode_dimension, encode_feature
 from pipeline.event import (
@@ -39,7 +40,7 @@ from pipeline.event import (
     text_hash,
 )
 from pipeline.records import Records
-from pipeline.sightings import Sightings, each, sorted_keys
+from pipeline.sightings import Keys, Sightings, sorted_keys
 from pipeline.stages.decode import LINES_MAX, account_of, empty_record
 from pipeline.stages.dedup import Lookup, conflict_with, unknown_account
 from pipeline.stages.identify import identify
@@ -80,6 +81,8 @@ _Words = npt.NDArray[np.uint64]
 _Bytes = npt.NDArray[np.uint8]
 _sighting = np.dtype([("place", ">u8"), ("rest", ">u8"), ("append_low", ">u2"), ("append_high", ">u2")])
 _DAY_US: Final = 86_400_000_000
+_OFFSET_BITS: Final = 48
+_OFFSETS: Final = (1 << _OFFSET_BITS) - 1
 _BITS: Final = 63  # of a number that is sorted by itself
 #: In the order of the scanner's spans.
 _TEXTS: Final = ("client_id", "transaction_id", "event_name", "feature_id", "entity_id", "data")
@@ -240,9 +243,9 @@ class Columns:
             self.verdicts[row] = Verdict.ACCEPTED
         return keys
 
-    def open_keys(self) -> list[bytes]:
+    def open_keys(self) -> Keys:
         """The table's keys of the lines whose verdict is still open, in an order that suits the table."""
-        return each(self.open[self.order].tobytes(), KEY_BYTES)
+        return Keys(self.open[self.order].tobytes())
 
     @cached_property
     def open(self) -> _Words:
@@ -273,7 +276,7 @@ class Columns:
         if not len(doubtful):
             return Sightings(packed, order)
         added = np.ones(len(rows), bool)
-        added[doubtful] = self._judge_each(rows[doubtful].tolist(), packed[doubtful], seen)
+        added[doubtful] = self._judge_doubtful(rows[doubtful], seen)
         number = np.cumsum(added) - 1
         return Sightings(packed[added], number[order[added[order]]])
 
@@ -292,23 +295,35 @@ class Columns:
             again[at] = True  # whichever it is, others beside it with the same eight bytes are in already
         return np.sort(order[again])
 
-    def _judge_each(self, rows: list[int], packed: _Bytes, seen: Mapping[bytes, bytes]) -> list[bool]:
-        """Which of these lines, in the order of the log, are first sightings. Verdicts and errors of the others."""
-        added: dict[bytes, bytes] = {}
-        firsts = []
-        for row, both in zip(rows, each(packed.tobytes(), packed.shape[1]), strict=True):
-            key, entry = both[:KEY_BYTES], both[KEY_BYTES:]
-            known = added.get(key) or seen.get(key)
-            first, line = None if known is None else unpack_sighting(known), unpack_sighting(entry)
-            if first is None or first.position >= line.position:
-                added[key] = entry
-            elif first.content == line.content:
-                self.verdicts[row] = Verdict.DUPLICATE
-            else:
-                self.verdicts[row] = Verdict.CONFLICT
-                self.errors[row] = (conflict_with(first),)
-            firsts.append(first is None or first.position >= line.position)
-        return firsts
+    def _judge_doubtful(self, rows: _Ints, seen: Mapping[bytes, bytes]) -> npt.NDArray[np.bool_]:
+        """Which of these lines, in the order of the log, are first sightings. Verdicts and errors of the others.
+
+        The first of an id's lines is its first sighting unless what was seen before lies before it; all others are
+        compared with whichever it is."""
+        before = len(seen)
+        keys = np.concatenate([np.frombuffer(b"".join(seen), np.uint64).reshape(-1, 2), self.keys[rows]])
+        mine = self._epoch_and_offset(rows), self.number[rows], self.found.content[rows] & np.uint64(CONTENT_MASK)
+        where, line, content = map(np.concatenate, zip(unpack_sightings(seen.values()), mine, strict=True))
+        first, id_of = grouped(keys[:, 0])
+        if not np.array_equal(keys, keys[first[id_of]]):  # ids may be made to share their names' first half
+            _, first, id_of = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        of_line = id_of[before:]
+        known = np.zeros(len(first), np.int64)
+        known[of_line[::-1]] = np.arange(before, len(keys))[::-1]  # what is written last stays: an id's first line
+        earlier = (where[first] < where[known]) | (where[first] == where[known]) & (line[first] < line[known])
+        known = np.where((first < before) & earlier, first, known)
+        again = known[of_line] != np.arange(before, len(keys))
+        other = content[known[of_line]] != content[before:]
+        self.verdicts[rows[again]] = np.where(other[again], Verdict.CONFLICT, Verdict.DUPLICATE)
+        for row, at in zip(rows[again & other].tolist(), known[of_line][again & other].tolist(), strict=True):
+            position = Position(int(where[at]) >> _OFFSET_BITS, int(where[at]) & _OFFSETS, int(line[at]))
+            self.errors[row] = (conflict_with(Sighting(position, int(content[at]), 0)),)
+        first_sightings: npt.NDArray[np.bool_] = ~again
+        return first_sightings
+
+    def _epoch_and_offset(self, rows: _Ints) -> _Words:
+        """Both in one number, in the order of positions."""
+        return np.uint64(self.place.epoch << _OFFSET_BITS) | self.offset[rows].astype(np.uint64)
 
     def key_bytes(self, rows: _Ints) -> bytes:
         """The keys of these lines, one after the other."""
@@ -409,6 +424,16 @@ def pack_sightings(epoch: int, offset: _Ints, line: _Ints, content: _Words, appe
     return packed.view(np.uint8).reshape(-1, SIGHTING_BYTES)
 
 
+def unpack_sightings(packed: Iterable[bytes]) -> tuple[_Words, _Ints, _Words]:
+    """Of each, what `pipeline.block.unpack_sighting` finds: epoch (above) and offset in one number, line, content."""
+    found = np.frombuffer(b"".join(packed), _sighting)
+    place, rest = found["place"].astype(np.uint64), found["rest"].astype(np.uint64)
+    offset = (place & np.uint64(0xFF_FFFF)) << np.uint64(24) | rest >> np.uint64(40)
+    where = place >> np.uint64(_OFFSET_BITS) << np.uint64(_OFFSET_BITS) | offset
+    line = (place >> np.uint64(24) & np.uint64(0xFF_FFFF)).astype(np.int64)
+    return where, line, rest & np.uint64(CONTENT_MASK)
+
+
 def _accounts(records: Records, default_account: str) -> tuple[list[str], _Ints, _Bytes, dict[int, FieldError]]:
     """The accounts' names; for each of the records' headers the account's number and whether a door filled in the
     timestamp; and faults."""
@@ -455,10 +480,11 @@ def _months(lines: Columns, accepted: _Ints) -> tuple[MonthEntry, ...]:
     months = month_of_day[days]
     keys = np.frombuffer(lines.key_bytes(accepted), "<u8").reshape(-1, 2)
     found = []
-    for month in np.unique(month_of_day[used]).tolist():
-        within = months == month
+    distinct = np.unique(month_of_day[used]).tolist()
+    for month in distinct:
+        within = months == month if len(distinct) > 1 else slice(None)
         values = lines.found.value[accepted[within]]
-        found.append((month, int(within.sum()), _sum(values, signed=True), _sum(keys[within], signed=False)))
+        found.append((month, len(values), _sum(values, signed=True), _sum(keys[within], signed=False)))
     return month_entries(found)
 
 
