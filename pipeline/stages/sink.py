@@ -51,7 +51,9 @@ class Block(msgspec.Struct, kw_only=True, gc=False):
     """A block that is ready to be stated and then acted on.
 
     `sparse`: whether it is marked in the tables that get rows of few blocks (`SPARSE` in `adapters/rollup_view.py`), as
-    each block was under rules before SPARSE_RULES. Since then, only if a row of it goes there."""
+    each block was under rules before SPARSE_RULES. Since then, only if a row of it goes there. `rows`: the marks, then
+    the events in the order of facts; under rules before SORTED_RULES the events in the order of the log, then the marks.
+    """
 
     topic: str
     epoch: int
@@ -257,6 +259,11 @@ def month_entries(found: Iterable[tuple[int, int, int, int]]) -> tuple[MonthEntr
 def scaled(value: Decimal) -> int:
     """The value in units of 10**-9, exact: sums of ints never round."""
     return int(value.scaleb(9, _EXACT))
+
+
+def int128_words(number: int) -> tuple[int, int]:
+    """Two's complement of 128 bits, low word first."""
+    return number & 0xFFFF_FFFF_FFFF_FFFF, number >> 64 & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def unscaled(units: int) -> Decimal:
