@@ -298,6 +298,7 @@ class Columns:
         first, id_of = grouped(keys[:, 0])
         if not np.array_equal(keys, keys[first[id_of]]):  # ids may be made to share their names' first half
             _, first, id_of = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+            id_of = id_of.reshape(-1)  # of another shape in some versions
         of_line = id_of[before:]
         known = np.zeros(len(first), np.int64)
         known[of_line[::-1]] = np.arange(before, len(keys))[::-1]  # what is written last stays: an id's first line

@@ -51,9 +51,8 @@ class Block(msgspec.Struct, kw_only=True, gc=False):
     """A block that is ready to be stated and then acted on.
 
     `sparse`: whether it is marked in the tables that get rows of few blocks (`SPARSE` in `adapters/rollup_view.py`), as
-    each block was under rules before SPARSE_RULES. Since then, only if a row of it goes there. `rows`: the marks, then
-    the events in the order of facts; under rules before SORTED_RULES the events in the order of the log, then the marks.
-    """
+    each block was under rules before SPARSE_RULES. Since then, only if a row of it goes there. `rows`: the marks,
+    then the events in the order of facts; before SORTED_RULES the events in the order of the log, then the marks."""
 
     topic: str
     epoch: int

@@ -25,7 +25,7 @@ from pipeline.catalog import (
     encode_dimension,
     encode_feature,
 )
-from pipeline.event import content_hash, decode_event, id_hash, parse_timestamp
+from pipeline.event import content_hash, decode_event, derived_id_hash, id_hash, parse_timestamp
 from pipeline.stages import columnar
 from pipeline.stages import scan as scanner
 from pipeline.stages.build import RULE_SETS, RuleSet, build_block
@@ -586,6 +586,36 @@ def test_names_whose_hashes_meet_are_told_apart(monkeypatch: pytest.MonkeyPatch)
     lines, columns = _both(records)
     _same(lines, columns)
     assert columns.counts.accepted == 12
+
+
+@given(_records(), st.integers(0, 1 << 30))
+@settings(max_examples=80, deadline=None)
+def test_ids_that_share_half_of_their_names_are_told_apart(records: list[LogRecord], seed: int) -> None:
+    """Whoever makes ids so must neither have events taken for others' nor slip a repetition through."""
+    draw = random.Random(seed)
+    place = Place("events", 3, 1, 1, "acme", _AHEAD_US)
+
+    def halved(*arguments: Any) -> Any:
+        keys, named = identify(*arguments)
+        keys[:, 0] = 7
+        return keys, named
+
+    def judged(seen: Mapping[bytes, bytes]) -> tuple[Columns, dict[bytes, bytes]]:
+        columns = Columns(place, records, _MAPPER)
+        found = columns.judge(lambda keys: {key: seen[key] for key in keys if key in seen})
+        return columns, dict(found)
+
+    _, added = judged({})
+    before = {key: pack_sighting(Sighting(Position(draw.choice([2, 9]), 1, 0), 5, 7)) for key in added}
+    seen = {key: entry for key, entry in before.items() if draw.random() < 0.5}
+    columns, _ = judged(seen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columnar, "identify", halved)
+        for other in (id_hash, derived_id_hash):
+            patch.setattr(columnar, other.__name__, lambda *name, other=other: other(*name) >> 64 << 64 | 7)
+        alike, _ = judged({b"\7" + bytes(7) + key[8:]: entry for key, entry in seen.items()})
+    assert alike.verdicts.tolist() == columns.verdicts.tolist()
+    assert alike.errors == columns.errors
 
 
 def test_a_large_block_is_built_in_columns() -> None:
