@@ -7,6 +7,9 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+#: How many rows before it is needed `ahead` is asked for one's memory, which has time to come then.
+AHEAD = 16
+
 
 def compiled(function: Any) -> Any:
     """Compiled when first called, and kept on disk for the next process."""

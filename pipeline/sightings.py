@@ -74,8 +74,7 @@ class Sightings(Mapping[bytes, bytes]):
 
     def keys_joined(self) -> bytes:
         """The keys, one after the other."""
-        entries = np.frombuffer(self.packed, np.uint8).reshape(-1, _ENTRY_BYTES)
-        return np.ascontiguousarray(entries[:, :KEY_BYTES]).tobytes()
+        return np.frombuffer(self.packed, _entry)["key"].tobytes()
 
     def __getitem__(self, key: bytes) -> bytes:
         return self._all()[key]

@@ -21,14 +21,13 @@ import numpy as np
 import structlog
 import xxhash
 
-from pipeline.compiled import ahead, compiled
+from pipeline.compiled import AHEAD, ahead, compiled
 from pipeline.ports import Border
 from pipeline.sightings import Keys
 
 BITS_PER_ID: Final = 20
 _FIRST_IDS: Final = 1 << 20
 _WORDS: Final = 8  # of 32 bits in a block
-_AHEAD: Final = 16  # ids, for which the memory has time
 _SALTS: Final = np.array(
     [0x47B6137B, 0x44974D91, 0x8824AD5B, 0xA2B7289D, 0x705495C7, 0x2DF1424B, 0x9EFC4947, 0x5C6BFB31], dtype=np.uint32
 )  # odd numbers of Parquet's specification
@@ -173,12 +172,18 @@ _ONE = np.uint32(1)
 
 
 @compiled
+def _block(halves: Any, row: Any, blocks: Any) -> Any:
+    """Which of so many blocks an id's bits lie in."""
+    return np.int64((halves[row, 1] >> _U32) * blocks >> _U32)
+
+
+@compiled
 def _put(words: Any, halves: Any) -> None:
     blocks = np.uint64(len(words))
     for row in range(len(halves)):
-        if row + _AHEAD < len(halves):
-            ahead(words, np.int64((halves[row + _AHEAD, 1] >> _U32) * blocks >> _U32) * _WORDS)
-        block = np.int64((halves[row, 1] >> _U32) * blocks >> _U32)
+        if row + AHEAD < len(halves):
+            ahead(words, _block(halves, row + AHEAD, blocks) * _WORDS)
+        block = _block(halves, row, blocks)
         low = halves[row, 0] >> _U32
         for k in range(_WORDS):
             words[block, k] |= _ONE << np.uint32((low * np.uint64(_SALTS[k]) & _LOW) >> _U27)
@@ -189,9 +194,9 @@ def _find(words: Any, halves: Any, found: Any) -> None:
     """Marks those that are held: one bit for each word of a block."""
     blocks = np.uint64(len(words))
     for row in range(len(halves)):
-        if row + _AHEAD < len(halves):
-            ahead(words, np.int64((halves[row + _AHEAD, 1] >> _U32) * blocks >> _U32) * _WORDS)
-        block = np.int64((halves[row, 1] >> _U32) * blocks >> _U32)
+        if row + AHEAD < len(halves):
+            ahead(words, _block(halves, row + AHEAD, blocks) * _WORDS)
+        block = _block(halves, row, blocks)
         low = halves[row, 0] >> _U32
         held = True
         for k in range(_WORDS):

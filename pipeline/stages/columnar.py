@@ -293,7 +293,8 @@ class Columns:
         compared with whichever it is."""
         before = len(seen)
         keys = np.concatenate([np.frombuffer(b"".join(seen), np.uint64).reshape(-1, 2), self.keys[rows]])
-        mine = self._epoch_and_offset(rows), self.number[rows], self.found.content[rows] & np.uint64(CONTENT_MASK)
+        here = np.uint64(self.place.epoch << _OFFSET_BITS) | self.offset[rows].astype(np.uint64)
+        mine = here, self.number[rows], self.found.content[rows] & np.uint64(CONTENT_MASK)
         where, line, content = map(np.concatenate, zip(unpack_sightings(seen.values()), mine, strict=True))
         first, id_of = grouped(keys[:, 0])
         if not np.array_equal(keys, keys[first[id_of]]):  # ids may be made to share their names' first half
@@ -312,10 +313,6 @@ class Columns:
             self.errors[row] = (conflict_with(Sighting(position, int(content[at]), 0)),)
         first_sightings: npt.NDArray[np.bool_] = ~again
         return first_sightings
-
-    def _epoch_and_offset(self, rows: _Ints) -> _Words:
-        """Both in one number, in the order of positions."""
-        return np.uint64(self.place.epoch << _OFFSET_BITS) | self.offset[rows].astype(np.uint64)
 
     def key_bytes(self, rows: _Ints) -> bytes:
         """The keys of these lines, one after the other."""

@@ -12,14 +12,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.compiled import ahead, compiled
+from pipeline.compiled import AHEAD, ahead, compiled
 from pipeline.stages.scan import NUMBER, Scanned
 
 #: Where a question looks, beside columns of the data.
 VALUE: Final = -1
 ONE: Final = -2
 
-_AHEAD: Final = 16  # rows, for which the memory has time
 _ONE: Final = np.uint64(1_000_000_000)
 
 _Ints = npt.NDArray[np.int64]
@@ -145,8 +144,8 @@ def _count(rows: Any, group: Any, first: Any, source: Any, kind: Any, kinds: Any
     at = before
     for i in range(len(rows)):
         asked = group[i]
-        if i + _AHEAD < len(rows):
-            ahead(kinds, rows[i + _AHEAD] * kinds.shape[1])
+        if i + AHEAD < len(rows):
+            ahead(kinds, rows[i + AHEAD] * kinds.shape[1])
         if asked >= 0:
             row = rows[i]
             for q in range(first[asked], first[asked + 1]):
@@ -181,8 +180,8 @@ def _answer(
     at = before
     for i in range(len(rows)):
         asked = group[i]
-        if i + _AHEAD < len(rows):
-            soon = rows[i + _AHEAD]
+        if i + AHEAD < len(rows):
+            soon = rows[i + AHEAD]
             ahead(kinds, soon * kinds.shape[1])
             ahead(values, soon * 2)
             ahead(numbers, soon * kinds.shape[1] * 2)

@@ -9,14 +9,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.compiled import ahead, alike, byte_at, compiled, put_word, word_at
+from pipeline.compiled import AHEAD, ahead, alike, byte_at, compiled, put_word, word_at
 
 _Bytes = npt.NDArray[np.uint8]
 _Words = npt.NDArray[np.uint64]
 _Ints = npt.NDArray[np.int64]
 
 _WORD: Final = 8  # room behind each field's pieces, since they are written by words
-_AHEAD: Final = 16  # rows, for which the memory has time
 _MIX = np.uint64(0x9E3779B185EBCA87)
 _U1 = np.uint64(1)
 _U8 = np.uint64(8)
@@ -91,10 +90,10 @@ def _gather(
     fields = spans.shape[1]
     for i in range(len(rows)):
         row = rows[i]
-        if i + 2 * _AHEAD < len(rows):
-            ahead(spans, rows[i + 2 * _AHEAD] * fields * 2)
-            ahead(spans, rows[i + 2 * _AHEAD] * fields * 2 + 8)
-            soon = rows[i + _AHEAD]
+        if i + 2 * AHEAD < len(rows):
+            ahead(spans, rows[i + 2 * AHEAD] * fields * 2)
+            ahead(spans, rows[i + 2 * AHEAD] * fields * 2 + 8)
+            soon = rows[i + AHEAD]
             for field in range(fields):
                 if spans[soon, field, 1] > 0:
                     ahead(buffer, spans[soon, field, 0])

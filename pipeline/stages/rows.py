@@ -70,9 +70,9 @@ def _by_customer(lines: "Columns", accepted: _Ints) -> _Ints:
     if not same(lines.buffer, found.spans, accepted, accepted[first[group_of]], CLIENT):
         first = group_of = np.arange(len(accepted))  # hashes may be made to collide
     customer = ranks(lines.buffer, found.spans, accepted[first], CLIENT)[group_of]
-    names = {name.encode(): number for number, name in enumerate(lines.accounts)}
-    account = np.empty(len(names), np.int64)
-    account[[names[name] for name in sorted(names)]] = np.arange(len(names))
+    accounts = range(len(lines.accounts))
+    account = np.empty(len(accounts), np.int64)
+    account[sorted(accounts, key=lambda number: lines.accounts[number].encode())] = accounts
     who = account[lines.account[accepted]] * len(first) + customer
     when = found.timestamp_us[accepted]
     when -= when.min()
@@ -115,18 +115,13 @@ def _columns(
     account[before:] = lines.account[rows] + 1
     columns = {
         "account": accounts.take(pa.array(account)),
-        "client_id": texts["client_id"],
-        "entity_id": texts["entity_id"],
         "timestamp": fixed("timestamp", found.timestamp_us),
         "append_time": fixed("append_time", lines.append_ms),
-        "transaction_id": texts["transaction_id"],
         "id_hash": fixed("id_hash", lines.keys),
-        "event_name": texts["event_name"],
-        "feature_id": texts["feature_id"],
         "kind": everywhere("kind", 1),
         "target_id": everywhere("target_id", ""),
         "value": fixed("value", found.value),
-        "data": texts["data"],
+        **texts,
     }
     columns |= _nested("meters", marked, meters, ("quantity", meters.words), ("distinct_hash", meters.hashes))
     columns |= _nested("dims", marked, dimensions, ("number", dimensions.words), ("is_number", dimensions.is_number))
