@@ -434,7 +434,7 @@ class Session:
             await self._gather(inbox)
             taken = inbox.take(self._limits.rows_max, self._limits.bytes_max)
             self._waiting[taken.start], self._turn_taken = self._turn_taken, False
-            self._out.shared.closed(self._partition, taken.start)
+            self._out.shared.closed(self._partition, taken.start, int(taken.records.lines.sum()))
             self._none_waits.clear()
             self._regulate()
             version = await self._catalog_for(taken)

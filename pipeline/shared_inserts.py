@@ -37,13 +37,15 @@ class SharedLimits(msgspec.Struct, frozen=True):
     """`lease_ms`: how long after its statement a block may begin to go with others; 0: never. `deadline_ms`: how long
     after that the store may work on the insert at most. `tries_ms`: how long an insert is tried again while the store
     does not answer; one that is refused, only for a lease, since one block may be the reason for all. `rows_max` and
-    `bytes_max` are of all blocks of an insert."""
+    `bytes_max` are of all blocks of an insert, `block_rows_max` and `block_bytes_max` of each that goes with others."""
 
     lease_ms: int
     deadline_ms: int
     tries_ms: int
     rows_max: int
     bytes_max: int
+    block_rows_max: int
+    block_bytes_max: int
 
     @property
     def settled_ms(self) -> int:
@@ -158,12 +160,12 @@ class SharedInserts:
         self._tasks: set[asyncio.Task[None]] = set()
         self._gathering = False
 
-    def closed(self, partition: int, start: int) -> None:
-        """A session has closed the block that begins there."""
+    def closed(self, partition: int, start: int, rows: int) -> None:
+        """A session has closed the block that begins there and has about so many rows."""
         self._closed.add((partition, start))
         self._unstated.add((partition, start))
         self._coming.add((partition, start))
-        self._pace.closed((partition, start))
+        self._pace.closed((partition, start), rows)
 
     def built(self, partition: int, start: int) -> None:
         """It has been built, and waits to be stated."""
@@ -181,7 +183,8 @@ class SharedInserts:
             self.limits.lease_ms > 0
             and any(partition != block.partition for partition, _ in self._closed)
             and block.rows is not None
-            and block.rows.num_rows <= self.limits.rows_max // 4
+            and block.rows.num_rows <= self.limits.block_rows_max
+            and block.bytes <= self.limits.block_bytes_max
         )
         if not wanted:
             self._comes_no_more(block.partition, block.start)
@@ -311,7 +314,8 @@ class SharedInserts:
         if not blocks:
             return True
         deadline_ms = looked_ms + self.limits.deadline_ms // 2
-        self._pace.insert_begins(sum(block.rows.num_rows for block in blocks if block.rows is not None))
+        rows = sum(block.rows.num_rows for block in blocks if block.rows is not None)
+        self._pace.insert_begins(rows, len(blocks))
         for member in members:
             member.begun()
         done = False

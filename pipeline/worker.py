@@ -63,15 +63,21 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _shared_limits(settings: Settings) -> SharedLimits:
-    """Never longer than a lease; without time enough for an insert of several blocks there is none."""
+def shared_limits(settings: Settings) -> SharedLimits:
+    """Never longer than a lease; without time enough for an insert of several blocks there is none.
+
+    What is not half full goes with others: where the store is so busy that blocks become large, an insert for each
+    would keep it busier still. Full ones, as they come from a backlog, go alone: then one can be on its way while
+    another is under way."""
     lease_s = min(settings.shared_lease_s, settings.lease_s) if settings.shared_s_max >= 1 else 0.0
     return SharedLimits(
         lease_ms=int(lease_s * 1000),
         deadline_ms=int(min(settings.shared_deadline_s, settings.deadline_s) * 1000),
         tries_ms=int(settings.lease_s * 1000),
-        rows_max=settings.block_rows_max,
-        bytes_max=settings.block_bytes_max,
+        rows_max=4 * settings.block_rows_max,
+        bytes_max=2 * settings.block_bytes_max,
+        block_rows_max=settings.block_rows_max // 2,
+        block_bytes_max=settings.block_bytes_max // 2,
     )
 
 
@@ -139,7 +145,7 @@ class Worker:
         self._cpu = ThreadPoolExecutor(1, "build")
         self._io = ThreadPoolExecutor(max(8, settings.partitions * 3), "store")
         self._inserting = asyncio.Semaphore(settings.inserts_max)
-        limits = _shared_limits(settings)
+        limits = shared_limits(settings)
         self._shared = SharedInserts(self._blocks.insert_together, self._io, _now_ms, self._inserting, limits)
         # blocks that go together wait for nobody; else one is built while the others are inserted
         self._closing = asyncio.Semaphore(2 * settings.partitions if limits.lease_ms else settings.inserts_max + 1)

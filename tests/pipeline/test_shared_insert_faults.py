@@ -5,14 +5,25 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
 import pytest
 
 from pipeline.block import RULES, Counts
 from pipeline.ports import StoreUnavailable
+from pipeline.settings import Settings
 from pipeline.shared_inserts import Sent, SharedInserts, SharedLimits
 from pipeline.stages.sink import Block
+from pipeline.worker import shared_limits
 
-_LIMITS = SharedLimits(lease_ms=5_000, deadline_ms=5_000, tries_ms=60_000, rows_max=1_000, bytes_max=1_000_000)
+_LIMITS = SharedLimits(
+    lease_ms=5_000,
+    deadline_ms=5_000,
+    tries_ms=60_000,
+    rows_max=1_000,
+    bytes_max=1_000_000,
+    block_rows_max=250,
+    block_bytes_max=250_000,
+)
 _PARTITIONS = 3
 
 
@@ -146,3 +157,30 @@ async def test_each_try_takes_the_way_of_the_first(io: ThreadPoolExecutor) -> No
         assert await sent(_block(3)) is Sent.DONE
     assert sorted(store.held) == [1, 2, 3]
     assert store.sparse == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "others", "wanted"),
+    [(250, 250_000, True, True), (251, 100, True, False), (1, 250_001, True, False), (1, 100, False, False)],
+)
+def test_a_block_goes_with_others_up_to_its_size_and_where_there_are_any(
+    io: ThreadPoolExecutor, rows: int, size: int, others: bool, wanted: bool
+) -> None:
+    async def go() -> bool:
+        shared = _shared(_Store(), io, _Clock())
+        for partition in (0, 1) if others else (0,):
+            shared.closed(partition, 0, rows)
+        block = _block(0)
+        block.rows = pa.RecordBatch.from_pydict({"line": pa.array([0] * rows)})
+        block.bytes = size
+        return shared.wanted(block)
+
+    assert asyncio.run(go()) is wanted
+
+
+def test_full_blocks_go_alone_and_six_of_half_their_size_together() -> None:
+    """Six partitions of a busy worker: had one of them to go alone, each insert would cost the store as much again."""
+    settings = Settings()
+    limits = shared_limits(settings)
+    assert limits.block_rows_max < settings.block_rows_max
+    assert 6 * limits.block_rows_max <= limits.rows_max

@@ -392,7 +392,15 @@ class SimWorker:
             self.io,
             self.now_ms,
             self.inserting,
-            SharedLimits(world.shared_lease_ms, SHARED_DEADLINE_MS, LEASE_MS, 4 * world.rows_max, 1 << 20),
+            SharedLimits(
+                world.shared_lease_ms,
+                SHARED_DEADLINE_MS,
+                LEASE_MS,
+                rows_max=4 * world.rows_max,
+                bytes_max=1 << 20,
+                block_rows_max=world.rows_max,
+                block_bytes_max=1 << 20,
+            ),
         )
         self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._pump())]
 

@@ -19,9 +19,9 @@ async def waits(awaitable: Awaitable[None]) -> float:
 
 
 async def one_insert(pace: Pace, rows: int, seconds: float, *, build_s: float = 0.0, done: bool = True) -> None:
-    """An insert that takes so long, and the build of what comes after it."""
-    pace.insert_begins(rows)
-    pace.closed("block")
+    """An insert of one block that takes so long, and the build of as many rows that come after it."""
+    pace.insert_begins(rows, 1)
+    pace.closed("block", rows)
     await asyncio.sleep(build_s)
     pace.built("block")
     await asyncio.sleep(seconds - build_s)
@@ -52,11 +52,28 @@ def test_later_ones_close_so_that_they_are_built_when_it_ends() -> None:
     async def go() -> None:
         pace = Pace()
         await one_insert(pace, MANY, 2.0, build_s=0.4)
-        pace.insert_begins(MANY)
+        pace.insert_begins(MANY, 1)
         assert 1.2 < await waits(pace.until_one_may_close()) < 1.6
         pace.insert_ends(done=True)
-        pace.insert_begins(MANY // 3)
-        assert await waits(pace.until_one_may_close()) < 0.6
+        pace.insert_begins(MANY // 3, 1)
+        assert await waits(pace.until_one_may_close()) < 0.9
+
+    run_virtually(go)
+
+
+def test_they_close_sooner_as_soon_as_there_are_more_of_them() -> None:
+    """A row takes longer to build than to insert here, but what an insert costs anyway hides that while there are few.
+    With ten times as many rows the store would wait for the builder, unless the next ones close at once."""
+
+    async def go() -> None:
+        pace = Pace()
+        for _ in range(5):
+            await one_insert(pace, 5_000, 2.0, build_s=1.0)
+        pace.insert_begins(5_000, 1)
+        assert await waits(pace.until_one_may_close()) > 0.5
+        pace.insert_ends(done=True)
+        pace.insert_begins(50_000, 1)
+        assert await waits(pace.until_one_may_close()) == 0
 
     run_virtually(go)
 
@@ -66,7 +83,7 @@ def test_an_insert_that_fails_tells_nothing_about_their_time() -> None:
         pace = Pace()
         await one_insert(pace, MANY, 2.0)
         await one_insert(pace, MANY, 30.0, done=False)
-        pace.insert_begins(MANY)
+        pace.insert_begins(MANY, 1)
         assert await waits(pace.until_one_may_close()) == 2.0
 
     run_virtually(go)
