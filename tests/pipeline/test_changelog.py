@@ -1,5 +1,7 @@
 """Changelog records: what a block added, and how far the changelog reaches."""
 
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +33,29 @@ def test_only_the_last_record_of_a_large_block_reaches_its_end() -> None:
     assert max(map(len, records)) < 512 * 1024
 
 
-@pytest.mark.parametrize("record", [b"", b"\x02", b"\x01" + bytes(20), bytes(21), b"\x02" + bytes(21)])
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**40), st.integers(1, 99), ENTRIES)
+def test_records_of_the_former_version_are_read(
+    epoch: int, start: int, length: int, entries: dict[bytes, bytes]
+) -> None:
+    """A changelog outlives the workers that wrote it."""
+    pieces = b"".join(key + sighting for key, sighting in entries.items())
+    record = struct.pack("<BIQQ", 2, epoch, start, start + length) + pieces
+    assert unpack_change(record) == Change(epoch, start, start + length, list(entries.items()))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"\x02",
+        b"\x03",
+        b"\x01" + bytes(20),
+        bytes(21),
+        b"\x02" + bytes(21),
+        b"\x03" + bytes(21),
+        b"\x04" + bytes(20),
+    ],
+)
 def test_a_damaged_record_or_one_of_another_version_is_refused(record: bytes) -> None:
     """Reading on would lose first sightings."""
     with pytest.raises(BadChange):
