@@ -37,7 +37,8 @@ class SharedLimits(msgspec.Struct, frozen=True):
     """`lease_ms`: how long after its statement a block may begin to go with others; 0: never. `deadline_ms`: how long
     after that the store may work on the insert at most. `tries_ms`: how long an insert is tried again while the store
     does not answer; one that is refused, only for a lease, since one block may be the reason for all. `rows_max` and
-    `bytes_max` are of all blocks of an insert, `block_rows_max` and `block_bytes_max` of each that goes with others."""
+    `bytes_max` are of all blocks of an insert, as sent, `block_rows_max` and `block_bytes_max` of each that goes with
+    others."""
 
     lease_ms: int
     deadline_ms: int
@@ -184,7 +185,7 @@ class SharedInserts:
             and any(partition != block.partition for partition, _ in self._closed)
             and block.rows is not None
             and block.rows.num_rows <= self.limits.block_rows_max
-            and block.bytes <= self.limits.block_bytes_max
+            and block.rows.nbytes <= self.limits.block_bytes_max
         )
         if not wanted:
             self._comes_no_more(block.partition, block.start)
@@ -271,8 +272,9 @@ class SharedInserts:
         taken: list[_Member] = []
         rows = size = 0
         for member in self._waiting:
-            rows += 0 if member.block.rows is None else member.block.rows.num_rows
-            size += member.block.bytes
+            if member.block.rows is not None:
+                rows += member.block.rows.num_rows
+                size += member.block.rows.nbytes
             if taken and (rows > self.limits.rows_max or size > self.limits.bytes_max):
                 break
             taken.append(member)

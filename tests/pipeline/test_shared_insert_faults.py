@@ -161,7 +161,7 @@ async def test_each_try_takes_the_way_of_the_first(io: ThreadPoolExecutor) -> No
 
 @pytest.mark.parametrize(
     ("rows", "size", "others", "wanted"),
-    [(250, 250_000, True, True), (251, 100, True, False), (1, 250_001, True, False), (1, 100, False, False)],
+    [(250, 1_000, True, True), (251, 1_000, True, False), (1, 300_000, True, False), (1, 100, False, False)],
 )
 def test_a_block_goes_with_others_up_to_its_size_and_where_there_are_any(
     io: ThreadPoolExecutor, rows: int, size: int, others: bool, wanted: bool
@@ -171,8 +171,7 @@ def test_a_block_goes_with_others_up_to_its_size_and_where_there_are_any(
         for partition in (0, 1) if others else (0,):
             shared.closed(partition, 0, rows)
         block = _block(0)
-        block.rows = pa.RecordBatch.from_pydict({"line": pa.array([0] * rows)})
-        block.bytes = size
+        block.rows = pa.RecordBatch.from_pydict({"data": pa.array(["x" * (size // rows)] * rows)})
         return shared.wanted(block)
 
     assert asyncio.run(go()) is wanted
