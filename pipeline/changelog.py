@@ -4,8 +4,8 @@ A block writes at least one record, also when it added nothing, so that who read
 reaches. Entries are independent of each other: a record read twice, or the first of two, does no harm.
 
 Behind the head a record holds the first bytes of all its entries, then the second ones and so on: most bytes of a
-sighting are those of its neighbours, so that it packs to less, in a tenth of the time. Records of version 2 have each
-entry in one piece.
+sighting are those of its neighbours, so that it packs to less, and sooner. Records of version 2 have each entry in one
+piece.
 """
 
 from collections.abc import Iterator, Mapping

@@ -56,7 +56,7 @@ def test_later_ones_close_so_that_they_are_built_when_it_ends() -> None:
         assert 1.2 < await waits(pace.until_one_may_close()) < 1.6
         pace.insert_ends(done=True)
         pace.insert_begins(MANY // 3, 1)
-        assert await waits(pace.until_one_may_close()) < 0.9
+        assert 0.7 < await waits(pace.until_one_may_close()) < 0.9  # a third to build, too
 
     run_virtually(go)
 

@@ -1,4 +1,4 @@
-"""Faults of the program on the way of blocks that share an insert: whoever waits is told, nobody waits for ever."""
+"""Blocks that share an insert: which do; and of faults of the program whoever waits is told, nobody waits for ever."""
 
 import asyncio
 import threading
