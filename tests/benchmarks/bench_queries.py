@@ -8,7 +8,8 @@ leave no cache as it was. An account-wide scan takes seconds: it runs as often a
 times, the rest twenty times, and one customer's questions two hundred times (twenty of few facts).
 
 Two projections of facts are opt-in (sql/optional); they are switched on here, their storage is listed. October is asked
-about as a month that is over: the store merges each month a day after its last event, here a second after it.
+about as a month that is over: the store merges facts of a month, and cells of a year, a day after the last of them,
+here a second after it.
 """
 
 import statistics
@@ -28,6 +29,7 @@ from consumers.usage_reader import UsageReader
 from consumers.usage_sql import build
 from pipeline.adapters.block_store import BlockStore
 from pipeline.adapters.clickhouse import Store
+from pipeline.adapters.rollup_view import MARKED
 from pipeline.migrate import migrate, sql_dir
 from pipeline.ports import Progress
 from pipeline.settings import Settings
@@ -44,11 +46,12 @@ _RAW_S: Final = 20.0
 _RAW_RUNS_MIN: Final = 3
 _MERGES_S: Final = 300.0
 _RESTED_S: Final = 600.0
-_RESTED: Final = "ALTER TABLE events MODIFY SETTING min_age_to_force_merge_seconds = 1"
-_MONTHS_IN_PARTS: Final = """SELECT count() FROM
+_RESTING: Final = ("events", *MARKED)
+_RESTED: Final = "ALTER TABLE {} MODIFY SETTING min_age_to_force_merge_seconds = 1"
+_IN_PARTS: Final = """SELECT count() FROM
 (
-    SELECT partition FROM system.parts WHERE database = {database:String} AND table = 'events' AND active
-    GROUP BY partition HAVING count() > 1
+    SELECT 1 FROM system.parts WHERE database = {database:String} AND table IN {tables:Array(String)} AND active
+    GROUP BY table, partition HAVING count() > 1
 )"""
 _STORAGE: Final = """SELECT table, sum(rows) AS held, sum(bytes_on_disk) AS bytes FROM
 (
@@ -192,7 +195,7 @@ def query_table(queries: Mapping[str, Any]) -> list[str]:
     load, merge = (
         f"{queries[step]['seconds']:.0f} s, {queries[step]['engine_us']:.1f} µs" for step in ("load", "merge")
     )
-    lines += ["", f"Loaded in {load} of the engine's processors an event; each month merged into one part in {merge}."]
+    lines += ["", f"Loaded in {load} of the engine's processors an event; merged into one part in {merge}."]
     return lines
 
 
@@ -269,10 +272,12 @@ def _until_merged(store: Store) -> None:
 
 
 def _rest(store: Store, settings: Settings) -> None:
-    """Has the engine merge each month of facts into one part, and waits for it. Raises TimeoutError."""
-    store.command(_RESTED)
+    """Has the engine merge each month of facts, and each year of a rollup, into one part, and waits for it. Raises
+    TimeoutError."""
+    for table in _RESTING:
+        store.command(_RESTED.format(table))
     end = time.monotonic() + _RESTED_S
-    while store.query(_MONTHS_IN_PARTS, {"database": settings.database}).rows[0][0]:
+    while store.query(_IN_PARTS, {"database": settings.database, "tables": list(_RESTING)}).rows[0][0]:
         if time.monotonic() > end:
-            raise TimeoutError(f"months of facts are not merged after {_RESTED_S:.0f} s")
+            raise TimeoutError(f"facts and rollups are not merged after {_RESTED_S:.0f} s")
         time.sleep(1.0)

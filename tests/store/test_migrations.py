@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import migrate as migrations
 from pipeline.adapters.clickhouse import Store
+from pipeline.adapters.rollup_view import MARKED
 from pipeline.migrate import MigrationError, migrate, pending, sql_dir, variables
 from pipeline.settings import Settings
 
@@ -107,25 +108,52 @@ def test_a_month_that_rests_is_merged_into_one_part(clickhouse_url: str) -> None
     settings = _settings(clickhouse_url)
     migrate(settings)
     with closing(Store(settings)) as store:
-        table = "FROM system.tables WHERE database = currentDatabase() AND name = 'events'"
-        told = store.query(f"SELECT create_table_query {table}").rows[0][0]
+        told = _made(store, "events")
         assert "min_age_to_force_merge_seconds = 86400, min_age_to_force_merge_on_partition_only = 1" in told
         for id_ in ("a", "b", "c"):
             row = "('acme', '2026-10-01 00:00:00', {id:String})"
             store.command(f"INSERT INTO events (account, timestamp, transaction_id) VALUES {row}", {"id": id_})
-        assert _parts(store) == [3]
+        assert _parts(store, "events") == [3]
         store.command("ALTER TABLE events MODIFY SETTING min_age_to_force_merge_seconds = 1")
-        end = time.monotonic() + 120
-        while _parts(store) != [1]:
-            assert time.monotonic() < end, "the month's parts are not merged"
-            time.sleep(0.2)
+        _until_merged(store, "events")
         assert store.query("SELECT transaction_id FROM events ORDER BY transaction_id").rows == [("a",), ("b",), ("c",)]
 
 
-def _parts(store: Store) -> list[int]:
-    """Number of parts of each month of facts."""
+@pytest.mark.parametrize("rollup", sorted(MARKED))
+def test_cells_that_rest_are_merged_into_one_part(clickhouse_url: str, rollup: str) -> None:
+    """Every rollup, a day after the last insert, here a second; a cell's rows become one, which adds up to the same."""
+    settings = _settings(clickhouse_url)
+    migrate(settings)
+    with closing(Store(settings)) as store:
+        assert "min_age_to_force_merge_seconds = 86400" in _made(store, rollup)
+        for number in (1, 2, 4):
+            cell = f"('acme', '2026-10-01', {number})"
+            store.command(f"INSERT INTO {rollup} (account, {MARKED[rollup][1]}, events) VALUES {cell}")
+        assert _parts(store, rollup) == [3]
+        store.command(f"ALTER TABLE {rollup} MODIFY SETTING min_age_to_force_merge_seconds = 1")
+        _until_merged(store, rollup)
+        assert store.query(f"SELECT events FROM {rollup}").rows == [(7,)]
+
+
+def _made(store: Store, table: str) -> str:
+    """The statement that makes a table."""
+    told = "SELECT create_table_query FROM system.tables WHERE database = currentDatabase() AND name = {table:String}"
+    return str(store.query(told, {"table": table}).rows[0][0])
+
+
+def _until_merged(store: Store, table: str) -> None:
+    """Until its one partition is one part."""
+    end = time.monotonic() + 120
+    while _parts(store, table) != [1]:
+        assert time.monotonic() < end, f"the parts of {table} are not merged"
+        time.sleep(0.2)
+
+
+def _parts(store: Store, table: str) -> list[int]:
+    """Number of parts of each of its partitions."""
     rows = store.query(
-        "SELECT partition, count() FROM system.parts WHERE database = currentDatabase() AND table = 'events' AND active"
-        " GROUP BY partition ORDER BY partition"
+        "SELECT partition, count() FROM system.parts WHERE database = currentDatabase() AND table = {table:String}"
+        " AND active GROUP BY partition ORDER BY partition",
+        {"table": table},
     ).rows
     return [number for _, number in rows]
