@@ -116,8 +116,10 @@ class Latency:
         settings = self._place.fresh(f"bench.latency.{time.time_ns()}", "latency")
         gc.collect()
         gc.freeze()  # millions of events of the load: going through them stops all who send and look for a second
-        rows = self._measure(settings, levels)
-        gc.unfreeze()
+        try:
+            rows = self._measure(settings, levels)
+        finally:
+            gc.unfreeze()
         wanted = expected(load)
         probes = sum(row["probe_events"] for row in rows)
         sums = {name: total + probes for name, total in wanted.sums.items()}

@@ -49,6 +49,7 @@ class _Store:
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
         self.held: list[int] = []
+        self.together: list[int] = []  # how many blocks each insert had
         self.sparse: list[bool] = []
         self.tried = threading.Event()
 
@@ -60,6 +61,7 @@ class _Store:
         if self.errors:
             raise self.errors.pop(0)
         self.held += [block.partition for block in blocks]
+        self.together.append(len(blocks))
 
 
 @pytest.fixture
@@ -91,12 +93,22 @@ def _block(partition: int, *, sparse: bool = False) -> Block:
     )
 
 
-async def _sent_by_all(shared: SharedInserts) -> list[Sent | BaseException]:
+def _rows(number: int, size: int) -> pa.RecordBatch:
+    """So many rows, of so many bytes together and a few for each."""
+    return pa.RecordBatch.from_pydict({"data": pa.array(["x" * (size // number)] * number)})
+
+
+async def _sent_by_all(shared: SharedInserts, rows: pa.RecordBatch | None = None) -> list[Sent | BaseException]:
+    """What each of the partitions is told, whose blocks have these rows each."""
+
     async def restate() -> int:
         return 1_000
 
+    blocks = [_block(partition) for partition in range(_PARTITIONS)]
+    for block in blocks:
+        block.rows = rows
     async with asyncio.timeout(30):
-        waiting = (shared.insert(_block(partition), 1_000, restate, lambda: None) for partition in range(_PARTITIONS))
+        waiting = (shared.insert(block, 1_000, restate, lambda: None) for block in blocks)
         return await asyncio.gather(*waiting, return_exceptions=True)
 
 
@@ -160,6 +172,26 @@ async def test_each_try_takes_the_way_of_the_first(io: ThreadPoolExecutor) -> No
 
 
 @pytest.mark.parametrize(
+    ("rows", "size", "together"),
+    [
+        (333, 1_000, [3]),
+        (400, 1_000, [2, 1]),
+        (1, 400_000, [2, 1]),
+        (1_100, 2_000, [1, 1, 1]),
+        (1, 2_000_000, [1, 1, 1]),
+    ],
+)
+async def test_an_insert_takes_what_fits_by_rows_and_by_bytes(
+    io: ThreadPoolExecutor, rows: int, size: int, together: list[int]
+) -> None:
+    """And at least one block, however large; the next insert takes what is left."""
+    store = _Store()
+    assert await _sent_by_all(_shared(store, io, _Clock()), _rows(rows, size)) == [Sent.DONE] * _PARTITIONS
+    assert store.together == together
+    assert sorted(store.held) == list(range(_PARTITIONS))
+
+
+@pytest.mark.parametrize(
     ("rows", "size", "others", "wanted"),
     [(250, 1_000, True, True), (251, 1_000, True, False), (1, 300_000, True, False), (1, 100, False, False)],
 )
@@ -171,7 +203,7 @@ def test_a_block_goes_with_others_up_to_its_size_and_where_there_are_any(
         for partition in (0, 1) if others else (0,):
             shared.closed(partition, 0, rows)
         block = _block(0)
-        block.rows = pa.RecordBatch.from_pydict({"data": pa.array(["x" * (size // rows)] * rows)})
+        block.rows = _rows(rows, size)
         return shared.wanted(block)
 
     assert asyncio.run(go()) is wanted
