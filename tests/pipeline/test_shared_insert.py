@@ -94,8 +94,9 @@ def _block(partition: int, *, sparse: bool = False) -> Block:
 
 
 def _rows(number: int, size: int) -> pa.RecordBatch:
-    """So many rows, of so many bytes together and a few for each."""
-    return pa.RecordBatch.from_pydict({"data": pa.array(["x" * (size // number)] * number)})
+    """So many rows of so many bytes together, to the byte."""
+    width = size // number
+    return pa.RecordBatch.from_pydict({"data": pa.array([bytes(width)] * number, pa.binary(width))})
 
 
 async def _sent_by_all(shared: SharedInserts, rows: pa.RecordBatch | None = None) -> list[Sent | BaseException]:
@@ -174,10 +175,12 @@ async def test_each_try_takes_the_way_of_the_first(io: ThreadPoolExecutor) -> No
 @pytest.mark.parametrize(
     ("rows", "size", "together"),
     [
-        (333, 1_000, [3]),
-        (400, 1_000, [2, 1]),
-        (1, 400_000, [2, 1]),
-        (1_100, 2_000, [1, 1, 1]),
+        (333, 333, [3]),
+        (500, 500, [2, 1]),
+        (501, 501, [1, 1, 1]),
+        (1, 333_333, [3]),
+        (1, 500_000, [2, 1]),
+        (1, 500_001, [1, 1, 1]),
         (1, 2_000_000, [1, 1, 1]),
     ],
 )
@@ -193,7 +196,7 @@ async def test_an_insert_takes_what_fits_by_rows_and_by_bytes(
 
 @pytest.mark.parametrize(
     ("rows", "size", "others", "wanted"),
-    [(250, 1_000, True, True), (251, 1_000, True, False), (1, 300_000, True, False), (1, 100, False, False)],
+    [(250, 250_000, True, True), (251, 251, True, False), (1, 250_001, True, False), (1, 100, False, False)],
 )
 def test_a_block_goes_with_others_up_to_its_size_and_where_there_are_any(
     io: ThreadPoolExecutor, rows: int, size: int, others: bool, wanted: bool
