@@ -35,6 +35,7 @@ from pipeline.adapters.kafka import (
     leave_group,
 )
 from pipeline.adapters.rocks import SightingTable, Tables
+from pipeline.adapters.shared_commits import SharedCommits
 from pipeline.block import TABLE_RULES, LogRecord
 from pipeline.ports import Batch, CommitAnswer, Member
 from pipeline.settings import Settings
@@ -268,12 +269,14 @@ class App(faust.App):  # type: ignore[misc]
 
 
 class GroupGate:
-    """What sessions may do to the group and the consumer. Every wait is bounded by `timeout_s`."""
+    """What sessions may do to the group and the consumer. Every wait is bounded by `timeout_s`, a commit's by twice
+    that: it may wait for one that is under way."""
 
     def __init__(self, app: App, *, timeout_s: float = 15.0) -> None:
         self._app = app
         self._topic = app.settings.topic_events
         self._timeout_s = timeout_s
+        self._commits = SharedCommits(self._commit)
 
     def member(self) -> Member | None:
         """Who this worker is in the group; None while it is in none."""
@@ -289,18 +292,17 @@ class GroupGate:
 
     async def commit(self, partition: int, offset: int, metadata: str, member: Member) -> CommitAnswer:
         """Commits as that member of that generation, whoever the worker is by now."""
-        thread = self._thread()
-        return await thread.run(
-            commit_as(
-                thread._ensure_consumer(),
-                self._topic,
-                partition,
-                offset,
-                metadata,
-                generation=member.generation,
-                member_id=member.member_id,
-                timeout_s=self._timeout_s,
-            )
+        return await self._thread().run(self._commits.commit(partition, offset, metadata, member))
+
+    async def _commit(self, offsets: Mapping[int, tuple[int, str]], member: Member) -> Mapping[int, CommitAnswer]:
+        """In the consumer's thread."""
+        return await commit_as(
+            self._thread()._ensure_consumer(),
+            self._topic,
+            offsets,
+            generation=member.generation,
+            member_id=member.member_id,
+            timeout_s=self._timeout_s,
         )
 
     async def rejoin(self) -> None:

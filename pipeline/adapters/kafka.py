@@ -411,49 +411,58 @@ async def committed_metadata(
 async def commit_as(
     consumer: AIOKafkaConsumer,
     topic: str,
-    partition: int,
-    offset: int,
-    metadata: str,
+    offsets: Mapping[int, tuple[int, str]],
     *,
     generation: int,
     member_id: str,
     timeout_s: float,
-) -> CommitAnswer:
-    """One commit under a given membership, sent once. The driver's own `commit` would stamp the membership of the
-    moment and let a member that was expelled and came back pass. In the consumer's thread.
+) -> Mapping[int, CommitAnswer]:
+    """Commits of partitions, offset and metadata of each, in one request under a given membership; each is sent once.
+    What became of each. The driver's own `commit` would stamp the membership of the moment and let a member that was
+    expelled and came back pass. In the consumer's thread.
 
     A commit without generation (-1) is what Kafka takes from anybody while a group is empty: never sent.
     """
     if generation < 0 or not member_id:
-        return CommitAnswer.REFUSED
+        return dict.fromkeys(offsets, CommitAnswer.REFUSED)
     coordinator = consumer._coordinator
-    request = OffsetCommitRequest(
-        coordinator.group_id,
-        generation,
-        member_id,
-        OffsetCommitRequest.DEFAULT_RETENTION_TIME,
-        [(topic, [(partition, offset, metadata)])],
-    )
+    left = dict(offsets)
+    answers: dict[int, CommitAnswer] = {}
     try:
         async with asyncio.timeout(timeout_s):
-            while True:
+            while left:
                 await coordinator.ensure_coordinator_known()
+                request = OffsetCommitRequest(
+                    coordinator.group_id,
+                    generation,
+                    member_id,
+                    OffsetCommitRequest.DEFAULT_RETENTION_TIME,
+                    [(topic, [(partition, *left[partition]) for partition in left])],
+                )
                 response = await coordinator._send_req(request)
-                error = Errors.for_code(response.topics[0][1][0][1])
-                if error is Errors.NoError:
-                    return CommitAnswer.DONE
-                if error in _REFUSED:
-                    return CommitAnswer.REFUSED
-                if error not in _NOT_APPLIED:
-                    log.warning("commit_unknown", partition=partition, offset=offset, error=error.__name__)
-                    return CommitAnswer.UNKNOWN
+                codes: dict[int, int] = dict(response.topics[0][1])
+                errors = {partition: Errors.for_code(codes.get(partition, -1)) for partition in left}
                 # a definite no: nothing of it is on its way, so the same commit may go to the new coordinator
-                if error is Errors.NotCoordinatorForGroupError:
-                    coordinator.coordinator_dead()
-                await asyncio.sleep(0.1)
+                left = {partition: left[partition] for partition in left if errors[partition] in _NOT_APPLIED}
+                for partition in errors.keys() - left.keys():
+                    answers[partition] = _answer(partition, offsets[partition][0], errors[partition])
+                if left:
+                    if Errors.NotCoordinatorForGroupError in errors.values():
+                        coordinator.coordinator_dead()
+                    await asyncio.sleep(0.1)
     except (KafkaError, TimeoutError) as error:
-        log.warning("commit_unknown", partition=partition, offset=offset, error=repr(error))
-        return CommitAnswer.UNKNOWN
+        log.warning("commit_unknown", offsets={partition: left[partition][0] for partition in left}, error=repr(error))
+        answers |= dict.fromkeys(left, CommitAnswer.UNKNOWN)
+    return answers
+
+
+def _answer(partition: int, offset: int, error: type[Exception]) -> CommitAnswer:
+    if error is Errors.NoError:
+        return CommitAnswer.DONE
+    if error in _REFUSED:
+        return CommitAnswer.REFUSED
+    log.warning("commit_unknown", offsets={partition: offset}, error=error.__name__)
+    return CommitAnswer.UNKNOWN
 
 
 async def end_offsets(

@@ -3,11 +3,12 @@
 Probes go through `tally api`: single events and lists of 100, at an even pace. The load beside them goes straight to
 Kafka in records of one event, as a customer's own client sends them. Full load is what is counted a second of a load
 that comes as fast as the worker counted a backlog: taking the events in costs the broker's core too, so that is more
-than can be carried. Half of it is measured once it has lasted as long already. A probe is countable when a query of the
-facts, asked over and over with a rest of 0.1 s, has all of its events; the moment is when that answer has arrived, so
-every figure contains a query and that rest. The load shares the worker's core, which half of it leaves half idle; API,
-broker and engine share the others; who sends probes and looks for them runs where there is room. What the store holds
-in the end is checked.
+than can be carried. Half of it is measured once it has lasted as long already, without a pause in between: in five idle
+seconds the engine gives its memory back, and its next inserts take up to three times as long. A probe is countable when
+a query of the facts, asked over and over with a rest of 0.1 s, has all of its events; the moment is when that answer
+has arrived, so every figure contains a query and that rest. The load shares the worker's core, which half of it leaves
+half idle; API, broker and engine share the others; who sends probes and looks for them runs where there is room. What
+the store holds in the end is checked.
 """
 
 import gc
@@ -40,8 +41,6 @@ _SECONDS: Final = 15.0
 _SECONDS_HALF: Final = 45.0  # what the target is about: p99 of lists is of 180 of them, not the longest of 60
 _SECONDS_QUICK: Final = 5.0
 _WARM: Final = "warm"
-_RISING: Final = "rising"
-_UNTOLD: Final = (_WARM, _RISING)
 _WARM_S: Final = 3.0
 _BACKLOG: Final = 400_000
 _BACKLOG_QUICK: Final = 60_000
@@ -52,7 +51,8 @@ _MAX_S: Final = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A load: its name, how long it is, events a second straight to Kafka, and probes a second of each kind."""
+    """A load: its name, how long it is probed, events a second straight to Kafka, and probes a second of each kind.
+    `lasted_s`: how long the load lasts before the first probe."""
 
     name: str
     seconds: float
@@ -60,6 +60,7 @@ class Level:
     load: Sequence[Event]
     singles_per_s: float
     lists_per_s: float
+    lasted_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -109,8 +110,7 @@ class Latency:
         load = list(events(2 * half + int(full * seconds), seed=4))
         levels = (
             Level("idle", seconds, 0.0, [], 5, 1),
-            Level(_RISING, seconds_half, full / 2, load[:half], 20, 4),
-            Level("half", seconds_half, full / 2, load[half : 2 * half], 20, 4),
+            Level("half", seconds_half, full / 2, load[: 2 * half], 20, 4, lasted_s=seconds_half),
             Level("full", seconds, full, load[2 * half :], 20, 4),
         )
         settings = self._place.fresh(f"bench.latency.{time.time_ns()}", "latency")
@@ -124,10 +124,10 @@ class Latency:
         probes = sum(row["probe_events"] for row in rows)
         sums = {name: total + probes for name, total in wanted.sums.items()}
         found = self._place.wrong_in_store(settings, Expected(wanted.events + probes, wanted.ids + probes, sums))
-        untold = [row["checked"] for row in rows if row["name"] in _UNTOLD]
+        untold = [row["checked"] for row in rows if row["name"] == _WARM]
         wrong = "; ".join(filter(None, [*untold, found]))
         self._place.drop(settings.database)
-        return [{**row, "checked": row["checked"] or wrong or "right"} for row in rows if row["name"] not in _UNTOLD]
+        return [{**row, "checked": row["checked"] or wrong or "right"} for row in rows if row["name"] != _WARM]
 
     def _carried(self, rate: float, seconds: float) -> float:
         """Events a second that are counted while so many come."""
@@ -167,9 +167,10 @@ class Latency:
             for level in (Level(_WARM, _WARM_S, 0.0, [], 5, 2), *levels):
                 row = {"name": level.name, "rate_per_s": round(level.rate), "seconds": level.seconds}
                 prober = _Prober(place, settings, port, key, level)
-                prober.start()
                 if level.load:
-                    row |= self._send(settings, level, files[level.name])
+                    row |= self._send(settings, level, files[level.name], prober.start)
+                else:
+                    prober.start()
                 prober.finish()
                 row["left"] = sum(place.ends(settings).values()) - sum(place.offsets(settings).values())
                 row["rss_mib"] = psutil.Process(worker.pid).memory_info().rss >> 20
@@ -177,8 +178,9 @@ class Latency:
                 rows.append(row | latency_figures(prober.probes))
             return rows
 
-    def _send(self, settings: Settings, level: Level, lines: Path) -> dict[str, Any]:
-        """The load from its first record to the acknowledgement of its last one."""
+    def _send(self, settings: Settings, level: Level, lines: Path, probe_it: Callable[[], None]) -> dict[str, Any]:
+        """The load from its first record to the acknowledgement of its last one; calls `probe_it` once it has lasted
+        long enough."""
         environment = self._place.environment(settings) | {
             "BENCH_KAFKA": self._place.kafka,
             "BENCH_TOPIC": settings.topic_events,
@@ -188,7 +190,9 @@ class Latency:
         argv = [sys.executable, str(PEERS / "paced_load.py")]
         with self._place.process(argv, environment, lines.parent, cores=COMPETITOR_CORES) as running:
             running.until("begun", _MAX_S)
-            time.sleep(len(level.load) / level.rate / 3)  # until blocks are as large as the load makes them
+            time.sleep(level.lasted_s)
+            probe_it()
+            time.sleep(level.seconds / 3)  # until blocks are as large as the load makes them
             before, since = sum(self._place.offsets(settings).values()), time.monotonic()
             told: dict[str, Any] = json.loads(running.until("done ", _MAX_S).removeprefix("done "))
             counted = sum(self._place.offsets(settings).values()) - before

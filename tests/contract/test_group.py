@@ -133,6 +133,25 @@ async def test_a_commit_is_read_back_with_its_metadata(bench: Bench) -> None:
     assert await worker.group.committed(0) == (3, "")
 
 
+async def test_commits_of_several_partitions_at_once_are_each_done(bench: Bench) -> None:
+    """They share requests; those of a former membership are refused, whatever comes with them."""
+    worker = await bench.worker()
+    before = await worker.member()
+    one, two = await asyncio.gather(*(worker.group.commit(number, 5 + number, STATED, before) for number in range(2)))
+    assert one is two is CommitAnswer.DONE
+    assert [await worker.group.committed(number) for number in range(2)] == [(5, STATED), (6, STATED)]
+    await worker.group.rejoin()
+    after = await worker.member()
+    answers = await asyncio.gather(
+        worker.group.commit(0, 7, "old", before),
+        worker.group.commit(1, 8, "new", after),
+        worker.group.commit(0, 9, "new", after),
+        worker.group.commit(0, 10, "later", after),
+    )
+    assert answers == [CommitAnswer.REFUSED, CommitAnswer.DONE, CommitAnswer.DONE, CommitAnswer.DONE]
+    assert [await worker.group.committed(number) for number in range(2)] == [(10, "later"), (8, "new")]
+
+
 async def test_a_commit_under_an_old_generation_is_refused_and_changes_nothing(bench: Bench) -> None:
     """Also when the member is still, or again, in the group: it is who it was when it fetched that counts."""
     first = await bench.worker()

@@ -5,6 +5,7 @@ A new version of one of them fails here, by the name of what it lacks, before it
 
 import asyncio
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +31,7 @@ from virtual_loop import run_virtually
 from pipeline.adapters import faust_bridge, kafka
 from pipeline.adapters.faust_bridge import App, BatchConsumer, GroupGate
 from pipeline.block import LogRecord
-from pipeline.ports import Batch, Member
+from pipeline.ports import Batch, CommitAnswer, Member
 from pipeline.settings import Settings
 
 
@@ -364,23 +365,25 @@ def test_a_commit_without_membership_is_never_sent(generation: int, member_id: s
 
     async def go() -> None:
         nobody: Any = SimpleNamespace()  # has nothing that could be called
-        answer = await kafka.commit_as(nobody, "t", 0, 1, "", generation=generation, member_id=member_id, timeout_s=1)
-        assert answer.name == "REFUSED"
+        answers = await kafka.commit_as(
+            nobody, "t", {0: (1, "")}, generation=generation, member_id=member_id, timeout_s=1
+        )
+        assert answers == {0: CommitAnswer.REFUSED}
 
     run_virtually(go)
 
 
-async def _answered(*codes: int | type[BaseException]) -> tuple[str, list[Any]]:
-    """What `commit_as` makes of these answers of the coordinator, and what it sent."""
+async def _answered(*codes: Mapping[int, int] | type[BaseException]) -> tuple[list[str], list[Any]]:
+    """What `commit_as` makes of these answers of the coordinator for partitions 0 and 1, and what it sent."""
     sent: list[Any] = []
     left = iter(codes)
 
     async def send(request: Any) -> Any:
         sent.append(request)
         code = next(left)
-        if not isinstance(code, int):
+        if isinstance(code, type):
             raise code
-        return SimpleNamespace(topics=[("t", [(0, code)])])
+        return SimpleNamespace(topics=[("t", list(code.items()))])
 
     async def known() -> None:
         await asyncio.sleep(0)
@@ -389,8 +392,9 @@ async def _answered(*codes: int | type[BaseException]) -> tuple[str, list[Any]]:
         group_id="g", _send_req=send, ensure_coordinator_known=known, coordinator_dead=lambda: None, generation=99
     )
     consumer: Any = SimpleNamespace(_coordinator=coordinator)
-    answer = await kafka.commit_as(consumer, "t", 0, 5, "metadata", generation=7, member_id="m", timeout_s=5)
-    return answer.name, sent
+    offsets = {0: (5, "metadata"), 1: (6, "other")}
+    answers = await kafka.commit_as(consumer, "t", offsets, generation=7, member_id="m", timeout_s=5)
+    return [answers[partition].name for partition in offsets], sent
 
 
 @pytest.mark.parametrize(
@@ -412,9 +416,30 @@ def test_a_commit_is_sent_again_only_after_a_definite_no(codes: Any, answer: str
     """Under the membership that was captured, whatever the coordinator's object says by now."""
 
     async def go() -> None:
-        name, sent = await _answered(*codes)
-        assert (name, len(sent)) == (answer, times) or (name == answer == "UNKNOWN" and times == 50)
+        names, sent = await _answered(*({0: code, 1: code} if isinstance(code, int) else code for code in codes))
+        assert names == [answer, answer]
+        assert len(sent) == times or (answer == "UNKNOWN" and times == 50)
         assert {sent_fields(request)[1:3] for request in sent} == {(7, "m")}
+
+    run_virtually(go)
+
+
+def test_of_commits_that_share_a_request_only_those_that_were_not_applied_are_sent_again() -> None:
+    """Each has its own answer; one that the coordinator says nothing of may have been applied."""
+
+    async def go() -> None:
+        names, sent = await _answered({0: 0, 1: 14}, {1: 0})
+        assert names == ["DONE", "DONE"]
+        assert [sent_fields(request)[4] for request in sent] == [
+            [("t", [(0, 5, "metadata"), (1, 6, "other")])],
+            [("t", [(1, 6, "other")])],
+        ]
+        names, sent = await _answered({0: 16, 1: 22}, {0: 0})
+        assert (names, len(sent)) == (["DONE", "REFUSED"], 2)
+        names, sent = await _answered({1: 0})
+        assert (names, len(sent)) == (["UNKNOWN", "DONE"], 1)
+        names, sent = await _answered({0: 14, 1: 0}, aiokafka.errors.RequestTimedOutError)
+        assert (names, len(sent)) == (["UNKNOWN", "DONE"], 2)
 
     run_virtually(go)
 

@@ -26,7 +26,7 @@ def main() -> None:
             "bootstrap.servers": os.environ["BENCH_KAFKA"],
             "acks": "all",
             "compression.type": "lz4",
-            "linger.ms": 5,
+            "linger.ms": 20,
             "queue.buffering.max.messages": 1_000_000,
             "log_level": 0,
         }
