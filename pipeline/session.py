@@ -16,7 +16,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from enum import Enum
 from typing import Any, Final, NoReturn, Protocol, TypeVar
 
@@ -56,6 +56,7 @@ from pipeline.tidying import Tidier
 
 _RETRY_FIRST_S: Final = 0.1
 _RETRY_MAX_S: Final = 5.0
+TAKEN_MAX: Final = 2  # one is read, and of the next one the catalog's version is asked meanwhile
 _BUFFERED_BLOCKS: Final = 1  # fetched ahead, in blocks' worth, before the partition is paused
 _OPEN_LONGER_S: Final = 2.0  # at most, while others wait for the store: one partition's trouble is not another's
 _LEDGER_LINGER_S: Final = 0.005  # threads that were woken together begin within so long
@@ -103,11 +104,13 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Outside(msgspec.Struct, frozen=True):
-    """Everything outside a session, shared by all sessions of a worker. `cpu` runs one thing at a time; `inserting`
-    has a place for each insert that may be under way, since many at once only make each other miss their deadline;
-    `closing` has one for each block that is closed and not inserted, unless it is full; `building` is held while a
-    block is built, so that the first is on its way to the store before the next is begun; `shared` joins small blocks
-    of several partitions; new blocks are begun under the newest of `rule_sets`."""
+    """Everything outside a session, shared by all sessions of a worker. `cpu` runs one thing at a time; `inserting` has
+    a place for each insert that may be under way, since many at once only make each other miss their deadline;
+    `closing` has one for each block that is closed and not inserted, unless it is full; `taking` has TAKEN_MAX, one
+    for each block whose records are taken and not read yet, so that one whose turn is later holds what comes
+    meanwhile; `building` is held while a block is built, so that the first is on its way to the store before the
+    next is begun; `shared` joins small blocks of several partitions; new blocks are begun under the newest of
+    `rule_sets`."""
 
     group: Group
     writer: LogWriter
@@ -120,6 +123,7 @@ class Outside(msgspec.Struct, frozen=True):
     io: Executor
     inserting: asyncio.Semaphore
     closing: asyncio.Semaphore
+    taking: asyncio.Semaphore
     building: asyncio.Lock
     shared: SharedInserts
     topic_rejects: str
@@ -432,14 +436,19 @@ class Session:
         while True:
             await inbox.wait_beyond(inbox.start)
             await self._gather(inbox)
-            taken = inbox.take(self._limits.rows_max, self._limits.bytes_max)
-            self._waiting[taken.start], self._turn_taken = self._turn_taken, False
-            self._out.shared.closed(self._partition, taken.start, int(taken.records.lines.sum()))
+            start = inbox.start
+            self._waiting[start], self._turn_taken = self._turn_taken, False
+            self._out.shared.comes(self._partition, start)
             self._none_waits.clear()
-            self._regulate()
-            version = await self._catalog_for(taken)
-            self._next = await self._build(taken, version, max(self._out.rule_sets))
-            self._out.shared.built(self._partition, taken.start)
+            await self._out.taking.acquire()
+            with ExitStack() as turn:
+                turn.callback(self._out.taking.release)
+                taken = inbox.take(self._limits.rows_max, self._limits.bytes_max)
+                self._out.shared.closed(self._partition, start, int(taken.records.lines.sum()))
+                self._regulate()
+                version = await self._catalog_for(taken)
+                self._next = await self._build(taken, version, max(self._out.rule_sets), read=turn.close)
+            self._out.shared.built(self._partition, start)
             del taken  # the block does not need them any more, and may wait for long
             self._next_taken.clear()
             self._next_ready.set()
@@ -499,12 +508,14 @@ class Session:
             )
         return end
 
-    async def _build(self, taken: Range, version: int, rules: int) -> Block:
+    async def _build(self, taken: Range, version: int, rules: int, *, read: Callable[[], None] = lambda: None) -> Block:
+        """The block of these records. `read` is called once the builder has read them: what may follow is to ask the
+        store, and to finish."""
         await self._retry(lambda: self._out.catalog.wait_for(version), CatalogUnavailable)
         mapper = self._out.catalog.mapper(version)
         started = time.monotonic()
 
-        def read() -> tuple[Any, dict[bytes, bytes], list[bytes]]:
+        def judge() -> tuple[Any, dict[bytes, bytes], list[bytes]]:
             lines = read_records(
                 self._place,
                 taken.records,
@@ -532,11 +543,12 @@ class Session:
             )
 
         def build() -> tuple[Any, dict[bytes, bytes], list[bytes], Block | None]:
-            lines, found, unsure = read()
+            lines, found, unsure = judge()
             return lines, found, unsure, None if unsure else finish(lines, found)
 
         async with self._out.building:
             lines, found, unsure, block = await self._cpu(build)
+        read()
         if block is None:
             # whatever its timestamp: "once" has no end date
             found |= await self._store(lambda: self._out.blocks.find(self._partition, unsure))

@@ -154,18 +154,21 @@ class SharedInserts:
         self._inserting = inserting
         self._one_at_a_time = asyncio.Lock()  # what comes meanwhile goes together
         self._waiting: list[_Member] = []
-        self._closed: set[_Place] = set()
+        self._begun: set[_Place] = set()  # blocks whose turn has come and that the store has not taken
         self._unstated = _Coming()  # those of them that are still built, or stated
         self._coming = _Coming()  # and those that are told to the ledger
         self._pace = Pace()
         self._tasks: set[asyncio.Task[None]] = set()
         self._gathering = False
 
-    def closed(self, partition: int, start: int, rows: int) -> None:
-        """A session has closed the block that begins there and has about so many rows."""
-        self._closed.add((partition, start))
+    def comes(self, partition: int, start: int) -> None:
+        """A session closes the block that begins there as soon as it can be built."""
+        self._begun.add((partition, start))
         self._unstated.add((partition, start))
         self._coming.add((partition, start))
+
+    def closed(self, partition: int, start: int, rows: int) -> None:
+        """It has closed it, with about so many rows."""
         self._pace.closed((partition, start), rows)
 
     def built(self, partition: int, start: int) -> None:
@@ -174,7 +177,7 @@ class SharedInserts:
 
     def stored(self, partition: int, start: int) -> None:
         """The store has taken it, or its session is over."""
-        self._closed.discard((partition, start))
+        self._begun.discard((partition, start))
         self._pace.built((partition, start))
         self._comes_no_more(partition, start)
 
@@ -182,7 +185,7 @@ class SharedInserts:
         """Whether the block, closed and about to be stated, shall go with others: it is small, and there are some."""
         wanted = (
             self.limits.lease_ms > 0
-            and any(partition != block.partition for partition, _ in self._closed)
+            and any(partition != block.partition for partition, _ in self._begun)
             and block.rows is not None
             and block.rows.num_rows <= self.limits.block_rows_max
             and block.rows.nbytes <= self.limits.block_bytes_max

@@ -38,7 +38,7 @@ from pipeline.fail_points import fail_points
 from pipeline.metrics import WorkerMetrics
 from pipeline.migrate import MigrationError, pending
 from pipeline.ports import Batch, CatalogUnavailable, LogUnavailable, Member, Progress, StoreError, StoreUnavailable
-from pipeline.session import Limits, Outside, Session, Standing
+from pipeline.session import TAKEN_MAX, Limits, Outside, Session, Standing
 from pipeline.settings import Settings
 from pipeline.shared_inserts import SharedInserts, SharedLimits
 from pipeline.stages import columnar
@@ -149,6 +149,7 @@ class Worker:
         self._shared = SharedInserts(self._blocks.insert_together, self._io, _now_ms, self._inserting, limits)
         # blocks that go together wait for nobody; else one is built while the others are inserted
         self._closing = asyncio.Semaphore(2 * settings.partitions if limits.lease_ms else settings.inserts_max + 1)
+        self._taking = asyncio.Semaphore(TAKEN_MAX)
         self._building = asyncio.Lock()
         self._sessions: dict[int, tuple[Session, asyncio.Task[None]]] = {}
         self._ends: dict[int, int] = {}
@@ -277,6 +278,7 @@ class Worker:
             io=self._io,
             inserting=self._inserting,
             closing=self._closing,
+            taking=self._taking,
             building=self._building,
             shared=self._shared,
             topic_rejects=settings.topic_rejects,

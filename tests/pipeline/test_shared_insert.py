@@ -204,7 +204,7 @@ def test_a_block_goes_with_others_up_to_its_size_and_where_there_are_any(
     async def go() -> bool:
         shared = _shared(_Store(), io, _Clock())
         for partition in (0, 1) if others else (0,):
-            shared.closed(partition, 0, rows)
+            shared.comes(partition, 0)
         block = _block(0)
         block.rows = _rows(rows, size)
         return shared.wanted(block)

@@ -27,7 +27,7 @@ from pipeline.catalog import Account, Catalog, Feature, encode_account, encode_f
 from pipeline.changelog import unpack_change
 from pipeline.event import derived_id_hash, id_hash, partition_of
 from pipeline.ports import Border, CommitAnswer, Header, Landed, LogUnavailable, Member, Record, StoreUnavailable
-from pipeline.session import Limits, Outside, Session
+from pipeline.session import TAKEN_MAX, Limits, Outside, Session
 from pipeline.shared_inserts import SharedInserts, SharedLimits
 from pipeline.stages.build import RULE_SETS, RuleSet
 from pipeline.stages.mapping import Mapper, Mappers
@@ -386,6 +386,7 @@ class SimWorker:
         self.io = _Thread(self, self._io_s, serial=False)
         self.inserting = asyncio.Semaphore(1)  # the least there can be: partitions wait for each other
         self.closing = asyncio.Semaphore(2 * world.partitions if world.shared_lease_ms else 2)
+        self.taking = asyncio.Semaphore(TAKEN_MAX)
         self.building = asyncio.Lock()
         self.shared = SharedInserts(
             world.blocks.insert_together,
@@ -643,6 +644,7 @@ class World:
             io=worker.io,
             inserting=worker.inserting,
             closing=worker.closing,
+            taking=worker.taking,
             building=worker.building,
             shared=worker.shared,
             topic_rejects=REJECTS,

@@ -13,7 +13,7 @@ from virtual_loop import run_virtually
 
 from pipeline.block import decode_metadata
 from pipeline.ports import StoreError, StoreUnavailable
-from pipeline.session import Session, _Lease
+from pipeline.session import TAKEN_MAX, Session, _Lease
 from pipeline.stages.sink import Block
 
 PARTITIONS = 4
@@ -164,6 +164,42 @@ def test_the_next_blocks_are_built_when_an_insert_ends() -> None:
         await events_keep_coming(world, 100, build_s=0.02, insert_s=0.3)
         assert max(later - one for one, later in pairwise(begun[3:])) < 0.3 + PARTITIONS * 0.02
         await world.run()
+
+    run_virtually(go)
+
+
+def test_whose_turn_to_be_built_is_later_holds_what_comes_meanwhile() -> None:
+    """Blocks that go together are built one after the other, a tenth of a second each; one more waits closed. Had all
+    closed with the first, an event that came since would wait for another insert."""
+
+    async def go() -> None:
+        world = World(partitions=PARTITIONS, rows_max=1_000)
+        spread: list[int] = []
+        together = world.blocks.insert_together
+
+        def insert(blocks: Sequence[Block], token: str, deadline_ms: int, *, sparse: bool) -> None:
+            spread.append(max(block.end for block in blocks) - min(block.end for block in blocks))
+            together(blocks, token, deadline_ms, sparse=sparse)
+
+        world.blocks.insert_together = insert  # type: ignore[method-assign]
+        await events_keep_coming(world, 200, build_s=0.1, insert_s=0.8)
+        assert len(spread) > 8
+        assert min(spread[3:]) >= PARTITIONS - 2
+        await world.run()
+
+    run_virtually(go)
+
+
+def test_a_session_that_ends_while_it_waits_to_be_built_holds_up_nobody() -> None:
+    """Its partition's next session builds the block; all events count once."""
+
+    async def go() -> None:
+        world = World(partitions=PARTITIONS, rows_max=1_000)
+        worker = world.workers[0]
+        asyncio.get_running_loop().call_later(3.05, world.coordinator.rebalance)
+        await events_keep_coming(world, 60, build_s=0.3, insert_s=0.2)
+        await world.run()
+        assert worker.taking._value == TAKEN_MAX
 
     run_virtually(go)
 
