@@ -1,4 +1,5 @@
-"""Sends ready-made records at an even rate: ``BENCH_LINES`` holds `partition TAB key TAB value` a line.
+"""Sends ready-made records at an even rate: ``BENCH_LINES`` holds `partition TAB key TAB value` a line. They wait for
+others for 20 ms, as the README advises a client that sends thousands of events a second.
 
 Says `begun` with its first record and `done {json}` once all are acknowledged: how many were sent, in how many
 seconds, and how far behind the plan it was at worst.
