@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import structlog
 
+from pipeline.futures import tell
 from pipeline.pace import Pace
 from pipeline.ports import StoreError, StoreUnavailable
 from pipeline.stages.sink import Block
@@ -348,20 +349,11 @@ class SharedInserts:
             if isinstance(outcome, int):
                 member.stated_ms = outcome
             elif isinstance(outcome, Exception):
-                _tell(member, outcome)
+                tell(member.done, outcome)
             else:
                 member.done.cancel()
 
 
 def _tell_all(members: Sequence[_Member], outcome: Sent | Exception) -> None:
     for member in members:
-        _tell(member, outcome)
-
-
-def _tell(member: _Member, outcome: Sent | Exception) -> None:
-    if member.done.done():
-        return
-    if isinstance(outcome, Exception):
-        member.done.set_exception(outcome)
-    else:
-        member.done.set_result(outcome)
+        tell(member.done, outcome)

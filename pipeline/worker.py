@@ -111,7 +111,7 @@ class CatalogOfSessions:
 
     async def end(self) -> int:
         """The version that the log's end stands for, once it is read. Raises CatalogUnavailable, LogUnavailable. One
-        question for all who ask before it is on its way: partitions close their blocks together."""
+        question for all who ask before it is on its way: the first partitions close their blocks together."""
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask())
         return await asyncio.shield(self._asking)

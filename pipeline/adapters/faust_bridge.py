@@ -269,8 +269,8 @@ class App(faust.App):  # type: ignore[misc]
 
 
 class GroupGate:
-    """What sessions may do to the group and the consumer. Every wait is bounded by `timeout_s`, a commit's by twice
-    that: it may wait for one that is under way."""
+    """What sessions may do to the group and the consumer. Every request is bounded by `timeout_s`; a commit may wait
+    for those before it."""
 
     def __init__(self, app: App, *, timeout_s: float = 15.0) -> None:
         self._app = app

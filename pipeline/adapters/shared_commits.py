@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
+from pipeline.futures import tell
 from pipeline.ports import CommitAnswer, Member
 
 Send = Callable[[Mapping[int, tuple[int, str]], Member], Awaitable[Mapping[int, CommitAnswer]]]
@@ -42,26 +43,23 @@ class SharedCommits:
 
     async def _send_all(self) -> None:
         while together := self._take():
+            offsets = {one.partition: one.offset for one in together}
+            answers: Mapping[int, CommitAnswer | Exception]
             try:
-                answers = await self._send({one.partition: one.offset for one in together}, together[0].member)
+                answers = await self._send(offsets, together[0].member)
             except Exception as error:  # noqa: BLE001 - a fault of the program: each who shares the request raises it
-                for one in together:
-                    if not one.answer.done():
-                        one.answer.set_exception(error)
-            else:
-                for one in together:
-                    if not one.answer.done():
-                        one.answer.set_result(answers[one.partition])
+                answers = dict.fromkeys(offsets, error)
+            for one in together:
+                tell(one.answer, answers[one.partition])
 
     def _take(self) -> list[_Waiting]:
         """Those that may go with the first one: of its membership, one of each partition, in their order."""
-        self._waiting = [one for one in self._waiting if not one.answer.done()]
+        waiting = [one for one in self._waiting if not one.answer.done()]
         together: dict[int, _Waiting] = {}
-        later = list[_Waiting]()
-        for one in self._waiting:
-            if together and (one.partition in together or one.member != self._waiting[0].member):
-                later.append(one)
+        self._waiting = []
+        for one in waiting:
+            if one.partition in together or one.member != waiting[0].member:
+                self._waiting.append(one)
             else:
                 together[one.partition] = one
-        self._waiting = later
         return list(together.values())
