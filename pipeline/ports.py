@@ -339,8 +339,8 @@ class Blocks(Protocol):
         """Epoch and end of the last block that ends at or before that offset, and whose events were all appended
         before that time where one is given."""
 
-    def write_ledger(self, block: Block, stated_ms: int, linger_s: float = 0.0) -> None:
-        """The block's rows of the ledger; idempotent. Waits so long for blocks of other partitions at most."""
+    def write_ledger(self, stated: Sequence[tuple[Block, int]]) -> None:
+        """The rows of the ledger of these blocks, each with the time of its statement, in one request; idempotent."""
 
     def insert(self, block: Block, deadline_ms: int) -> None:
         """All rows in one insert under the block's token; refused past the deadline."""
@@ -359,8 +359,8 @@ class Blocks(Protocol):
     def write_rejects(self, block: Block) -> None:
         """Refused lines and conflicts; idempotent."""
 
-    def write_repeats(self, block: Block) -> None:
-        """Duplicates and conflicts by position; idempotent."""
+    def write_repeats(self, blocks: Sequence[Block]) -> None:
+        """Duplicates and conflicts of these blocks by position, in one request; idempotent."""
 
     def ids(self, partition: int, after: bytes, since: Border) -> bytes:
         """Keys of the partition's ids first seen at or after that border, in the order of their hashes and above the

@@ -53,13 +53,14 @@ from pipeline.stages.decode import catalog_stamp
 from pipeline.stages.mapping import Mapper
 from pipeline.stages.sink import Block
 from pipeline.tidying import Tidier
+from pipeline.together import TogetherWriter
 
 _RETRY_FIRST_S: Final = 0.1
 _RETRY_MAX_S: Final = 5.0
 TAKEN_MAX: Final = 2  # one is read, and of the next one the catalog's version is asked meanwhile
 _BUFFERED_BLOCKS: Final = 1  # fetched ahead, in blocks' worth, before the partition is paused
 _OPEN_LONGER_S: Final = 2.0  # at most, while others wait for the store: one partition's trouble is not another's
-_LEDGER_LINGER_S: Final = 0.005  # threads that were woken together begin within so long
+REPEATS_LINGER_S: Final = 0.1  # beside an insert that takes longer: one for all partitions whose blocks go together
 _RESTORE_ENTRIES: Final = 50_000
 _WRITES_AT_ONCE: Final = (
     500  # all lines of a large block at once would wait for each other past their time-out, for ever
@@ -109,8 +110,8 @@ class Outside(msgspec.Struct, frozen=True):
     `closing` has one for each block that is closed and not inserted, unless it is full; `taking` has TAKEN_MAX, one
     for each block whose records are taken and not read yet, so that one whose turn is later holds what comes
     meanwhile; `building` is held while a block is built, so that the first is on its way to the store before the
-    next is begun; `shared` joins small blocks of several partitions; new blocks are begun under the newest of
-    `rule_sets`."""
+    next is begun; `shared` joins small blocks of several partitions; `ledger` and `repeats` join what several tell the
+    store; new blocks are begun under the newest of `rule_sets`."""
 
     group: Group
     writer: LogWriter
@@ -126,6 +127,8 @@ class Outside(msgspec.Struct, frozen=True):
     taking: asyncio.Semaphore
     building: asyncio.Lock
     shared: SharedInserts
+    ledger: TogetherWriter[tuple[Block, int]]
+    repeats: TogetherWriter[Block]
     topic_rejects: str
     topic_changelog: str
     fail_point: Callable[[str], None]
@@ -657,7 +660,7 @@ class Session:
             self._out.fail_point("rejects_acknowledged")
             await self._store(lambda: self._out.blocks.write_rejects(block))
         if block.repeats is not None:
-            await self._store(lambda: self._out.blocks.write_repeats(block))
+            await self._retry(lambda: self._out.repeats.write(block), StoreUnavailable, StoreError)
 
     async def _reject_line(self, block: Block, line: Line) -> None:
         headers = [
@@ -759,8 +762,7 @@ class Session:
             if state is _Lease.INSERT and self._too_old(holder):
                 state = await self._renew(block, holder)
             try:
-                linger_s = _LEDGER_LINGER_S if holder.intent.shared else 0.0
-                await self._io(self._out.blocks.write_ledger, block, holder.intent.stated_ms, linger_s)
+                await self._out.ledger.write((block, holder.intent.stated_ms))
             except (StoreUnavailable, StoreError) as error:
                 wait_s = await self._pause_after(error, "ledger", wait_s)
             else:

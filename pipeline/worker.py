@@ -38,11 +38,12 @@ from pipeline.fail_points import fail_points
 from pipeline.metrics import WorkerMetrics
 from pipeline.migrate import MigrationError, pending
 from pipeline.ports import Batch, CatalogUnavailable, LogUnavailable, Member, Progress, StoreError, StoreUnavailable
-from pipeline.session import TAKEN_MAX, Limits, Outside, Session, Standing
+from pipeline.session import REPEATS_LINGER_S, TAKEN_MAX, Limits, Outside, Session, Standing
 from pipeline.settings import Settings
 from pipeline.shared_inserts import SharedInserts, SharedLimits
 from pipeline.stages import columnar
 from pipeline.stages.mapping import Mapper, Mappers
+from pipeline.together import TogetherWriter
 
 _PROGRESS_EVERY_S: Final = 1.0
 _STALLED_S: Final = 30.0  # with lag and no movement for so long a worker is not ready
@@ -147,6 +148,8 @@ class Worker:
         self._inserting = asyncio.Semaphore(settings.inserts_max)
         limits = shared_limits(settings)
         self._shared = SharedInserts(self._blocks.insert_together, self._io, _now_ms, self._inserting, limits)
+        self._ledger = TogetherWriter(self._blocks.write_ledger, self._io)
+        self._repeats = TogetherWriter(self._blocks.write_repeats, self._io, linger_s=REPEATS_LINGER_S)
         # blocks that go together wait for nobody; else one is built while the others are inserted
         self._closing = asyncio.Semaphore(2 * settings.partitions if limits.lease_ms else settings.inserts_max + 1)
         self._taking = asyncio.Semaphore(TAKEN_MAX)
@@ -191,7 +194,8 @@ class Worker:
             task.cancel()
         await self.release()
         await self._shared.drain()
-        self._shared.close()
+        for one in (self._shared, self._ledger, self._repeats):
+            one.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._writer.stop()
         await self._ranges.stop()
@@ -281,6 +285,8 @@ class Worker:
             taking=self._taking,
             building=self._building,
             shared=self._shared,
+            ledger=self._ledger,
+            repeats=self._repeats,
             topic_rejects=settings.topic_rejects,
             topic_changelog=settings.topic_changelog,
             fail_point=self._fail_point,

@@ -138,16 +138,16 @@ class CountedLog:
 
     def store_block(self, block: Block) -> None:
         """Ledger, rows, rejects, repeats."""
-        self.blocks.write_ledger(block, time.time_ns() // 1_000_000)
+        self.blocks.write_ledger([(block, time.time_ns() // 1_000_000)])
         self.blocks.insert(block, FAR_MS)
         self.blocks.write_rejects(block)
         if block.repeats is not None:
-            self.blocks.write_repeats(block)
+            self.blocks.write_repeats([block])
 
     def give_up(self, values: Iterable[bytes]) -> None:
         """A block that was stated and left nothing else, and that nobody can build again."""
         block = self.build([(value, APPENDED_MS) for value in values])
-        self.blocks.write_ledger(block, time.time_ns() // 1_000_000)
+        self.blocks.write_ledger([(block, time.time_ns() // 1_000_000)])
         gaps = GapStore(self.store, self.blocks, topic=self.topic)
         gap = Gap(block.epoch, block.partition, block.start, block.end, "retention", "ops@host", datetime.now(UTC))
         gaps.give_up(gap, gaps.block_at(block.epoch, block.partition, block.start))

@@ -14,7 +14,6 @@ import pyarrow.compute as pc
 
 from pipeline.adapters.clickhouse import Store
 from pipeline.adapters.rollup_view import MARKED, MARKING, SPARSE, select_over
-from pipeline.adapters.together import TogetherWriter
 from pipeline.block import GAP_RULES, Intent, Line, Position, Sighting, Verdict, earlier, pack_sighting
 from pipeline.event import id_hash, readable_transaction_id
 from pipeline.ports import Border, Epoch, Landed, Progress
@@ -30,7 +29,6 @@ _WHOLE: Final = {
 }
 _CELLS: Final = "RowBinaryWithNamesAndTypes"  # knows states of aggregate functions, and refuses what does not fit
 _FAR: Final = datetime(2200, 1, 1, tzinfo=UTC)
-_REPEATS_LINGER_S: Final = 0.1  # beside an insert that takes longer: one for all partitions whose blocks go together
 _PAGE_IDS: Final = 500_000  # 8 MB
 _FIND_AT_ONCE: Final = 2_000  # of 40 characters each in the request
 
@@ -46,12 +44,6 @@ class BlockStore:
         self._shared_s_max = shared_s_max
         self._topic = topic
         self._database = database
-        self._ledger: TogetherWriter[dict[str, Any]] = TogetherWriter(
-            lambda rows: store.insert_arrow("blocks", _ledger(rows))
-        )
-        self._repeats: TogetherWriter[pa.RecordBatch] = TogetherWriter(
-            lambda batches: store.insert_arrow("repeats", pa.Table.from_batches(batches))
-        )
 
     def now_ms(self) -> int:
         """The store's clock."""
@@ -150,41 +142,10 @@ class BlockStore:
         ).rows
         return (rows[0][0], rows[0][1]) if rows else None
 
-    def write_ledger(self, block: Block, stated_ms: int, linger_s: float = 0.0) -> None:
-        """The block's rows of the ledger; the same block written again replaces itself. Blocks of several partitions go
-        in one insert where they come while one is under way, or the first one lingers."""
-        counts = block.counts
-        head = {
-            "sparse": int(block.sparse),
-            "topic": block.topic,
-            "epoch": block.epoch,
-            "partition": block.partition,
-            "start": block.start,
-            "end": block.end,
-            "crc": block.crc,
-            "catalog_version": block.catalog_version,
-            "rules": block.rules,
-            "stated_at": _instant(stated_ms),
-            "append_time_max": _instant(block.append_ms_max),
-        }
-        whole = {
-            "month": 0,
-            "events": counts.events,
-            "accepted": counts.accepted,
-            "duplicates": counts.duplicates,
-            "conflicts": counts.conflicts,
-            "rejected": counts.rejected,
-            "rerouted": counts.rerouted,
-            "repeats_kept": 1,
-            "rows": counts.accepted,
-            "value_sum": unscaled(sum(scaled(m.value_sum) for m in block.months)),
-            "id_hash_sum": sum(m.id_hash_sum for m in block.months) % (1 << 128),
-        }
-        months = [
-            {"month": m.month, "rows": m.rows, "value_sum": m.value_sum, "id_hash_sum": m.id_hash_sum}
-            for m in block.months
-        ]
-        self._ledger.write([{**head, **row} for row in (whole, *months)], linger_s=linger_s)
+    def write_ledger(self, stated: Sequence[tuple[Block, int]]) -> None:
+        """The rows of the ledger of these blocks, each with the time of its statement; the same block written again
+        replaces itself."""
+        self._store.insert_arrow("blocks", _ledger([row for block, when in stated for row in _entries(block, when)]))
 
     # -- rows
 
@@ -268,11 +229,11 @@ class BlockStore:
         rows = [_reject(block, line) for line in block.rejects]
         self._store.insert_arrow("rejects", pa.Table.from_pylist(rows, _REJECTS))
 
-    def write_repeats(self, block: Block) -> None:
-        """Duplicates and conflicts by position, one row each; idempotent by position. Those of several partitions go in
-        one insert where they come while one is under way."""
-        if block.repeats is not None:
-            self._repeats.write([block.repeats], linger_s=_REPEATS_LINGER_S)
+    def write_repeats(self, blocks: Sequence[Block]) -> None:
+        """Duplicates and conflicts of these blocks by position, one row each; idempotent by position."""
+        repeats = [block.repeats for block in blocks if block.repeats is not None]
+        if repeats:
+            self._store.insert_arrow("repeats", pa.Table.from_batches(repeats))
 
     def write_progress(self, rows: Sequence[Progress]) -> None:
         """How far the partitions are counted."""
@@ -567,6 +528,41 @@ def _reject(block: Block, line: Line) -> dict[str, Any]:
         "headers.value": [value for _, value in line.headers],
         "id_hash": (id_hash(line.account, identity) if identity else 0).to_bytes(16, "little"),
     }
+
+
+def _entries(block: Block, stated_ms: int) -> list[dict[str, Any]]:
+    """The block's rows of the ledger: of the whole, and of each month."""
+    counts = block.counts
+    head = {
+        "sparse": int(block.sparse),
+        "topic": block.topic,
+        "epoch": block.epoch,
+        "partition": block.partition,
+        "start": block.start,
+        "end": block.end,
+        "crc": block.crc,
+        "catalog_version": block.catalog_version,
+        "rules": block.rules,
+        "stated_at": _instant(stated_ms),
+        "append_time_max": _instant(block.append_ms_max),
+    }
+    whole = {
+        "month": 0,
+        "events": counts.events,
+        "accepted": counts.accepted,
+        "duplicates": counts.duplicates,
+        "conflicts": counts.conflicts,
+        "rejected": counts.rejected,
+        "rerouted": counts.rerouted,
+        "repeats_kept": 1,
+        "rows": counts.accepted,
+        "value_sum": unscaled(sum(scaled(m.value_sum) for m in block.months)),
+        "id_hash_sum": sum(m.id_hash_sum for m in block.months) % (1 << 128),
+    }
+    months = [
+        {"month": m.month, "rows": m.rows, "value_sum": m.value_sum, "id_hash_sum": m.id_hash_sum} for m in block.months
+    ]
+    return [{**head, **row} for row in (whole, *months)]
 
 
 def _ledger(rows: Sequence[dict[str, Any]]) -> pa.Table:

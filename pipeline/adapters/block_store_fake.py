@@ -99,9 +99,10 @@ class MemoryBlocks:
         ]
         return max((end for end in ends if end <= (epoch, offset)), default=None)
 
-    def write_ledger(self, block: Block, stated_ms: int, linger_s: float = 0.0) -> None:
-        """The block's entry; the same block written again replaces itself."""
-        self.ledger[block_name(block)] = Entry(block, block.intent(stated_ms))
+    def write_ledger(self, stated: Sequence[tuple[Block, int]]) -> None:
+        """The entries of these blocks; the same block written again replaces itself."""
+        for block, when_ms in stated:
+            self.ledger[block_name(block)] = Entry(block, block.intent(when_ms))
 
     # -- rows
 
@@ -158,11 +159,12 @@ class MemoryBlocks:
         for line in block.rejects:
             self.rejects[block.partition, Position(block.epoch, line.offset, line.line)] = line.verdict
 
-    def write_repeats(self, block: Block) -> None:
+    def write_repeats(self, blocks: Sequence[Block]) -> None:
         """Verdict and id hash of duplicates and conflicts, by position."""
-        for row in block.repeats.to_pylist() if block.repeats is not None else ():
-            position = Position(block.epoch, row["offset"], row["line"])
-            self.repeats[block.partition, position] = row["verdict"], int.from_bytes(row["id_hash"], "little")
+        for block in blocks:
+            for row in block.repeats.to_pylist() if block.repeats is not None else ():
+                position = Position(block.epoch, row["offset"], row["line"])
+                self.repeats[block.partition, position] = row["verdict"], int.from_bytes(row["id_hash"], "little")
 
     def write_progress(self, rows: list[Progress]) -> None:
         """How far the partitions are counted."""

@@ -173,7 +173,7 @@ def test_what_is_under_way_is_no_drift(log: CountedLog) -> None:
     state = _quick(log).run(State()).state
     log.store_block(log.build([(value, APPENDED_MS) for value in events(8, 10, 60)]))
     stated = log.build([(value, APPENDED_MS) for value in events(9, 10, 60)])
-    log.blocks.write_ledger(stated, time.time_ns() // 1_000_000)
+    log.blocks.write_ledger([(stated, time.time_ns() // 1_000_000)])
     found = _quick(log).run(state)
     assert (found.findings, found.blocks) == ((), 0)
 

@@ -68,11 +68,11 @@ class Worker:
 
     def write(self, block: Block, *, rows: bool = True) -> None:
         """Ledger, rows, rejects, repeats."""
-        self.blocks.write_ledger(block, APPENDED_MS)
+        self.blocks.write_ledger([(block, APPENDED_MS)])
         if rows:
             self.blocks.insert(block, _FAR_MS)
         self.blocks.write_rejects(block)
-        self.blocks.write_repeats(block)
+        self.blocks.write_repeats([block])
 
     def commit(self, position: int | None = None) -> None:
         """All so far is counted."""

@@ -143,7 +143,7 @@ def own_events(partition: Partition, name: str, lines: Callable[[str, int], list
 def put(bench: Bench, *blocks: Block) -> None:
     """Ledger, then rows."""
     for block in blocks:
-        bench.blocks.write_ledger(block, STATED_MS)
+        bench.blocks.write_ledger([(block, STATED_MS)])
         bench.blocks.insert(block, FAR_MS)
 
 
@@ -173,8 +173,8 @@ def test_the_ledger_gives_the_newest_block_back_as_its_latest_statement(bench: B
     partition = Partition()
     assert bench.blocks.last_block(0, 0) is None
     for block in (partition.block(events("a")), partition.block([]), partition.block([b"{"])):
-        bench.blocks.write_ledger(block, STATED_MS)
-        bench.blocks.write_ledger(block, STATED_MS + 5)
+        bench.blocks.write_ledger([(block, STATED_MS)])
+        bench.blocks.write_ledger([(block, STATED_MS + 5)])
         # it does not tell whether the block went with others, so it may have
         assert bench.blocks.last_block(0, 0) == block.intent(STATED_MS + 5, shared=True)
     assert bench.blocks.last_block(0, 1) is None
@@ -186,7 +186,7 @@ def test_how_far_was_counted_before_an_offset(bench: Bench) -> None:
     assert bench.blocks.counted_before(0, 0, 100) is None
     old, new = Partition(), Partition(epoch=1)
     for block in (old.block([b"{"] * 9), old.block([b"{"] * 9), new.block([b"{"] * 6)):
-        bench.blocks.write_ledger(block, STATED_MS)
+        bench.blocks.write_ledger([(block, STATED_MS)])
     asked = [(0, 9), (0, 10), (0, 19), (0, 25), (1, 6), (1, 7)]
     found = [bench.blocks.counted_before(epoch, 0, offset) for epoch, offset in asked]
     assert found == [None, (0, 10), (0, 10), (0, 20), (0, 20), (1, 7)]
@@ -201,7 +201,7 @@ def test_a_block_inserted_thrice_has_landed_once(bench: Bench) -> None:
     partition = Partition()
     put(bench, partition.block(events("before")))
     block = partition.block(events("a"))
-    bench.blocks.write_ledger(block, STATED_MS)
+    bench.blocks.write_ledger([(block, STATED_MS)])
     assert not bench.blocks.whole(0, 0, block.start)
     landed = bench.blocks.landed(block)
     assert landed.nothing
@@ -220,7 +220,7 @@ def test_blocks_of_several_partitions_in_one_insert_land_once_each(bench: Bench)
     put(bench, *[partition.block(own_events(partition, "before")) for partition in partitions])
     blocks = [partition.block(own_events(partition, "a")) for partition in partitions]
     for block in blocks:
-        bench.blocks.write_ledger(block, STATED_MS)
+        bench.blocks.write_ledger([(block, STATED_MS)])
         assert bench.blocks.landed(block).nothing
     for deadline in (FAR_MS, FAR_MS + 1):
         bench.blocks.insert_together(blocks[:2], "one+other", deadline)
@@ -238,7 +238,7 @@ def test_of_several_blocks_each_is_repaired_by_itself(bench: Bench, place: tuple
     partitions = [Partition(number) for number in range(2)]
     blocks = [partition.block(own_events(partition, "a")) for partition in partitions]
     for block in blocks:
-        bench.blocks.write_ledger(block, STATED_MS)
+        bench.blocks.write_ledger([(block, STATED_MS)])
     bench.blocks.insert_together(blocks, "both", FAR_MS)
     bench.lose(*place)
     for block in blocks:
@@ -277,7 +277,7 @@ def test_blocks_of_both_kinds_in_one_insert_land_once_each(bench: Bench) -> None
         blocks = [plain.block(own_events(plain, name, plain_events)), sparse.block(own_events(sparse, name))]
         assert [block.sparse for block in blocks] == [False, True]
         for block in blocks:
-            bench.blocks.write_ledger(block, STATED_MS)
+            bench.blocks.write_ledger([(block, STATED_MS)])
         for deadline in (FAR_MS, FAR_MS + 1):
             bench.blocks.insert_together(blocks, name, deadline, sparse=True)
         assert [bench.blocks.landed(block).complete for block in blocks] == [True, True]
@@ -335,7 +335,7 @@ def test_rows_that_came_under_another_token_are_surplus_and_left_alone(bench: Be
 def test_an_insert_past_its_deadline_is_refused_and_lands_nowhere(bench: Bench) -> None:
     """By the store's clock; a later one may still insert the same block."""
     block = Partition().block(events("a"))
-    bench.blocks.write_ledger(block, STATED_MS)
+    bench.blocks.write_ledger([(block, STATED_MS)])
     with pytest.raises(StoreError) as refused:
         bench.blocks.insert(block, bench.now_ms() - 1)
     assert refused.value.code == 469
@@ -348,7 +348,7 @@ def test_partitions_and_epochs_do_not_stand_in_for_each_other(bench: Bench) -> N
     """The same range elsewhere is another block."""
     put(bench, Partition().block(events("a")))
     for other in (Partition(epoch=1).block(events("a")), Partition(number=1).block(events("a"))):
-        bench.blocks.write_ledger(other, STATED_MS)
+        bench.blocks.write_ledger([(other, STATED_MS)])
         if other.rows is not None:
             assert bench.blocks.landed(other).nothing
             assert not bench.blocks.whole(other.epoch, other.partition, other.start)
@@ -405,7 +405,7 @@ def test_the_last_block_before_an_append_time_is_told(bench: Bench) -> None:
     partition = Partition()
     blocks = [partition.block(lines) for lines in ([b"{"] * 3, [b"{"] * 5, [])]
     for block in blocks:
-        bench.blocks.write_ledger(block, STATED_MS)
+        bench.blocks.write_ledger([(block, STATED_MS)])
     ends = [(0, block.end) for block in blocks]
     newest = blocks[1].append_ms_max
     asked = [(blocks[2].end, newest + 1), (blocks[2].end, newest), (blocks[0].end, FAR_MS), (blocks[2].end, 1)]

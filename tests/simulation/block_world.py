@@ -27,11 +27,12 @@ from pipeline.catalog import Account, Catalog, Feature, encode_account, encode_f
 from pipeline.changelog import unpack_change
 from pipeline.event import derived_id_hash, id_hash, partition_of
 from pipeline.ports import Border, CommitAnswer, Header, Landed, LogUnavailable, Member, Record, StoreUnavailable
-from pipeline.session import TAKEN_MAX, Limits, Outside, Session
+from pipeline.session import REPEATS_LINGER_S, TAKEN_MAX, Limits, Outside, Session
 from pipeline.shared_inserts import SharedInserts, SharedLimits
 from pipeline.stages.build import RULE_SETS, RuleSet
 from pipeline.stages.mapping import Mapper, Mappers
 from pipeline.stages.sink import Block, make_block
+from pipeline.together import TogetherWriter
 
 TOPIC, REJECTS, CHANGELOG = "events", "rejects", "changelog"
 START_MS = 1_790_000_000_000
@@ -121,10 +122,11 @@ class _Blocks(MemoryBlocks):
         self.world.recalled += len(found)
         return found
 
-    def write_ledger(self, block: Block, stated_ms: int, linger_s: float = 0.0) -> None:
+    def write_ledger(self, stated: Sequence[tuple[Block, int]]) -> None:
         self.world.hiccup()
-        self.world.must_be_stated(block, "ledger")
-        super().write_ledger(block, stated_ms, linger_s)
+        for block, _ in stated:
+            self.world.must_be_stated(block, "ledger")
+        super().write_ledger(stated)
         self.world.hiccup()
 
     def repair(self, block: Block, landed: Landed) -> None:
@@ -147,9 +149,10 @@ class _Blocks(MemoryBlocks):
         for name, value in snapshot.items():
             setattr(self, name, value)
 
-    def write_repeats(self, block: Block) -> None:
-        self.world.must_be_stated(block, "repeats")
-        super().write_repeats(block)
+    def write_repeats(self, blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            self.world.must_be_stated(block, "repeats")
+        super().write_repeats(blocks)
         self.world.hiccup()
 
     def insert(self, block: Block, deadline_ms: int) -> None:
@@ -388,6 +391,8 @@ class SimWorker:
         self.closing = asyncio.Semaphore(2 * world.partitions if world.shared_lease_ms else 2)
         self.taking = asyncio.Semaphore(TAKEN_MAX)
         self.building = asyncio.Lock()
+        self.ledger = TogetherWriter(world.blocks.write_ledger, self.io)
+        self.repeats = TogetherWriter(world.blocks.write_repeats, self.io, linger_s=REPEATS_LINGER_S)
         self.shared = SharedInserts(
             world.blocks.insert_together,
             self.io,
@@ -438,7 +443,8 @@ class SimWorker:
         self.world.note("worker", self.number, "dies", "with its disk" if disk_lost else "")
         self.world.killed += 1
         self.cpu.dead = self.io.dead = True
-        self.shared.close()
+        for one in (self.shared, self.ledger, self.repeats):
+            one.close()
         for task in [*self._tasks, *(task for _, task in self.sessions.values())]:
             task.cancel()
         if self.world.folder is not None:
@@ -647,6 +653,8 @@ class World:
             taking=worker.taking,
             building=worker.building,
             shared=worker.shared,
+            ledger=worker.ledger,
+            repeats=worker.repeats,
             topic_rejects=REJECTS,
             topic_changelog=CHANGELOG,
             fail_point=worker.fail_point,

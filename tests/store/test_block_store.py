@@ -85,7 +85,7 @@ def unmerged(store: Store) -> Iterable[None]:
 
 def _put(blocks: BlockStore, *several: Block) -> None:
     for block in several:
-        blocks.write_ledger(block, STATED_MS)
+        blocks.write_ledger([(block, STATED_MS)])
         blocks.insert(block, FAR_MS)
 
 
@@ -129,7 +129,7 @@ def test_the_ledger_gives_the_newest_block_back_as_its_intent(blocks: BlockStore
     partition = Partition()
     assert blocks.last_block(0, 0) is None
     for block in (partition.block(events(1, 20, 60)), partition.block([], skip=5), partition.block(["{"])):
-        blocks.write_ledger(block, STATED_MS)
+        blocks.write_ledger([(block, STATED_MS)])
         assert blocks.last_block(0, 0) == block.intent(STATED_MS, shared=True)
     assert blocks.last_block(0, 1) is None
     assert blocks.last_block(1, 0) is None
@@ -142,7 +142,7 @@ def test_the_ledger_is_idempotent_and_keeps_the_latest_statement(store: Store, b
     partition.block(lines[:5])
     block = partition.block([*lines, lines[7].replace(b"anna", b"eve").replace(b"ben", b"eve"), "nonsense"])
     for stated in (STATED_MS, STATED_MS, STATED_MS + 5000):
-        blocks.write_ledger(block, stated)
+        blocks.write_ledger([(block, stated)])
     assert blocks.last_block(0, 0) == block.intent(STATED_MS + 5000, shared=True)
     rows = store.query(
         "SELECT month, events, accepted, duplicates, conflicts, rejected, rerouted, rows, value_sum, id_hash_sum"
@@ -161,7 +161,7 @@ def test_how_far_was_counted_before_an_offset(blocks: BlockStore) -> None:
     assert blocks.counted_before(0, 0, 100) is None
     old, new = Partition(), Partition(epoch=1)
     for block in (old.block([], skip=10), old.block([], skip=10), new.block([], skip=7)):
-        blocks.write_ledger(block, STATED_MS)
+        blocks.write_ledger([(block, STATED_MS)])
     asked = [(0, 9), (0, 10), (0, 19), (0, 25), (1, 6), (1, 7)]
     found = [blocks.counted_before(epoch, 0, offset) for epoch, offset in asked]
     assert found == [None, (0, 10), (0, 10), (0, 20), (0, 20), (1, 7)]
@@ -219,7 +219,7 @@ def test_landed_before_and_after(blocks: BlockStore) -> None:
     partition = Partition()
     before, block = partition.block(events(1, 40, 90)), partition.block(events(2, 40, 60))
     _put(blocks, before)
-    blocks.write_ledger(block, STATED_MS)
+    blocks.write_ledger([(block, STATED_MS)])
     months = _months(block)
     places = {("event_ids", 0), *((table, month) for table in ("events", *ROLLUPS) for month in months)}
     landed = blocks.landed(block)
@@ -236,7 +236,7 @@ def test_partitions_and_epochs_do_not_stand_in_for_each_other(blocks: BlockStore
     lines = events(1, 40, 60)
     _put(blocks, Partition().block(lines))
     other = Partition(epoch=1).block(lines)
-    blocks.write_ledger(other, STATED_MS)
+    blocks.write_ledger([(other, STATED_MS)])
     assert blocks.landed(other).nothing
     blocks.insert(other, FAR_MS)
     assert blocks.landed(other).complete
@@ -374,7 +374,7 @@ def test_a_block_that_is_there_twice_is_surplus_everywhere(store: Store, blocks:
 def test_an_insert_past_its_deadline_lands_nowhere(store: Store, blocks: BlockStore) -> None:
     """Refused by the server's clock; a later one may still insert the same block."""
     block = Partition().block(events(2, 40, 60))
-    blocks.write_ledger(block, STATED_MS)
+    blocks.write_ledger([(block, STATED_MS)])
     with pytest.raises(StoreError, match="in_time") as refused:
         blocks.insert(block, blocks.now_ms() - 1)
     assert refused.value.code == 469
@@ -429,7 +429,7 @@ def test_the_last_block_before_a_time_is_told(blocks: BlockStore) -> None:
         for n, append_ms in enumerate((STATED_MS, STATED_MS + 1000, 0, STATED_MS + 2000))
     ]
     for block in built:
-        blocks.write_ledger(block, STATED_MS)
+        blocks.write_ledger([(block, STATED_MS)])
     ends = [(0, block.end) for block in built]
     far = built[-1].end + 1
     assert blocks.counted_before(0, 0, far) == ends[-1]
@@ -488,7 +488,7 @@ def test_a_range_takes_the_place_of_a_block_that_left_nothing(store: Store, bloc
     partition = Partition()
     first, under_way = partition.block(events(1, 20, 60)), partition.block([*events(2, 20, 60), "nonsense"])
     _put(blocks, first)
-    blocks.write_ledger(under_way, STATED_MS)
+    blocks.write_ledger([(under_way, STATED_MS)])
     blocks.write_rejects(under_way)
     found = gaps.block_at(0, 0, under_way.start)
     assert found is not None
@@ -514,7 +514,7 @@ def test_months_of_a_range_that_was_given_up_have_no_marks(store: Store, blocks:
     partition = Partition()
     under_way = partition.block(events(2, 20, 60))
     _put(blocks, partition.block(events(1, 20, 60)))
-    blocks.write_ledger(under_way, STATED_MS)
+    blocks.write_ledger([(under_way, STATED_MS)])
     gaps.give_up(_gap(under_way), gaps.block_at(0, 0, under_way.start))
     assert blocks.unfilled() == []
     after = partition.block(events(3, 20, 60))

@@ -100,7 +100,7 @@ def _blocks_in(store: Store) -> BlockStore:
 
 def _put(blocks: BlockStore, several: list[Block]) -> None:
     for block in several:
-        blocks.write_ledger(block, STATED_MS)
+        blocks.write_ledger([(block, STATED_MS)])
         blocks.insert(block, FAR_MS)
 
 
