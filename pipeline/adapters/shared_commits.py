@@ -10,6 +10,7 @@ from typing import Final
 from pipeline.futures import tell
 from pipeline.ports import CommitAnswer, Member
 
+_LINGER_S: Final = 0.001  # sessions that were told of their insert together come within less
 Send = Callable[[Mapping[int, tuple[int, str]], Member], Awaitable[Mapping[int, CommitAnswer]]]
 
 
@@ -24,9 +25,9 @@ class _Waiting:
 
 
 class SharedCommits:
-    """Commits of all sessions of a worker: what comes while a request is under way goes together in the next one. Used
-    from one event loop. `send` sends offsets and metadata by partition, once, under that membership, and tells what
-    became of each."""
+    """Commits of all sessions of a worker: what comes in the same moment, or while a request is under way, goes
+    together in the next one. Used from one event loop. `send` sends offsets and metadata by partition, once, under that
+    membership, and tells what became of each."""
 
     def __init__(self, send: Send) -> None:
         self._send: Final = send
@@ -42,6 +43,7 @@ class SharedCommits:
         return await mine.answer
 
     async def _send_all(self) -> None:
+        await asyncio.sleep(_LINGER_S)
         while together := self._take():
             offsets = {one.partition: one.offset for one in together}
             answers: Mapping[int, CommitAnswer | Exception]

@@ -42,8 +42,26 @@ def test_what_comes_while_a_request_is_under_way_goes_together_in_the_next_one()
         assert not any(task.done() for task in later)
         assert await asyncio.gather(*later) == [CommitAnswer.DONE] * 3
         assert kafka.requests == [(2, {0: (10, "a")}), (2, {3: (3, "b"), 1: (1, "b"), 2: (2, "b")})]
-        assert asyncio.get_running_loop().time() == pytest.approx(2)
+        assert asyncio.get_running_loop().time() == pytest.approx(2, abs=0.01)
         assert await commits.commit(0, 11, "c", M2) is CommitAnswer.DONE
+
+    run_virtually(go)
+
+
+def test_what_comes_in_the_same_moment_goes_together() -> None:
+    """Sessions whose blocks shared an insert are told one after the other, some turns of the loop apart."""
+
+    async def go() -> None:
+        kafka = Coordinator()
+        commits = SharedCommits(kafka.send)
+
+        async def turns_later(number: int) -> CommitAnswer:
+            for _ in range(number):
+                await asyncio.sleep(0)
+            return await commits.commit(number, number, "", M2)
+
+        assert await asyncio.gather(*map(turns_later, range(6))) == [CommitAnswer.DONE] * 6
+        assert kafka.requests == [(2, {number: (number, "") for number in range(6)})]
 
     run_virtually(go)
 
