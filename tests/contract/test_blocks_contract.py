@@ -181,6 +181,15 @@ def test_the_ledger_gives_the_newest_block_back_as_its_latest_statement(bench: B
     assert bench.blocks.last_block(1, 0) is None
 
 
+def test_one_request_tells_the_ledger_of_several_blocks(bench: Bench) -> None:
+    """Each under its own partition, with the time of its own statement."""
+    one, other = (Partition(number) for number in (0, 1))
+    first, second = one.block(own_events(one, "a")), other.block(own_events(other, "a"))
+    bench.blocks.write_ledger([(first, STATED_MS), (second, STATED_MS + 5)])
+    assert bench.blocks.last_block(0, 0) == first.intent(STATED_MS, shared=True)
+    assert bench.blocks.last_block(0, 1) == second.intent(STATED_MS + 5, shared=True)
+
+
 def test_how_far_was_counted_before_an_offset(bench: Bench) -> None:
     """The last block that ends at or before it; those of earlier epochs come before all of a later one."""
     assert bench.blocks.counted_before(0, 0, 100) is None

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -88,14 +88,6 @@ def test_after_a_failure_the_next_write_is_tried(io: ThreadPoolExecutor) -> None
     asyncio.run(go())
 
 
-async def _one_after_the_other(write: Callable[[int], Awaitable[None]], pause_s: float) -> None:
-    tasks = []
-    for number in range(WRITERS):
-        tasks.append(asyncio.create_task(write(number)))
-        await asyncio.sleep(pause_s)
-    await asyncio.gather(*tasks)
-
-
 def test_those_who_are_woken_at_once_share_a_write(io: ThreadPoolExecutor) -> None:
     """Whoever wakes the others goes on first, and finds no write under way."""
     writes: list[list[int]] = []
@@ -124,7 +116,11 @@ def test_the_first_one_waits_for_others_where_it_may(io: ThreadPoolExecutor) -> 
 
     async def go() -> None:
         writer = TogetherWriter(lambda numbers: writes.append(sorted(numbers)), io, linger_s=0.5)
-        await _one_after_the_other(writer.write, 0.01)
+        tasks = []
+        for number in range(WRITERS):
+            tasks.append(asyncio.create_task(writer.write(number)))
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*tasks)
 
     asyncio.run(go())
     assert writes == [list(range(WRITERS))]

@@ -50,12 +50,15 @@ def _blocks() -> Iterator[Block]:
 def filled(store: Store) -> Store:
     """The blocks, each written as the worker does, its repeats and rejects thrice."""
     blocks = BlockStore(store, topic=TOPIC, database=store.query("SELECT currentDatabase()").rows[0][0])
-    for block in _blocks():
+    written = list(_blocks())
+    for block in written:
         blocks.write_ledger([(block, APPENDED_MS)])
         blocks.insert(block, 4_000_000_000_000)
         for _ in range(3):
             blocks.write_rejects(block)
-            blocks.write_repeats([block])
+        blocks.write_repeats([block])
+    for _ in range(2):  # as blocks that go together
+        blocks.write_repeats(written)
     return store
 
 
