@@ -13,7 +13,7 @@ import uuid
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import accumulate
 from typing import Final
 
@@ -37,7 +37,8 @@ dimensions:
 """
 """`generations` adds up the events' values, `tokens` a number of their data."""
 
-_FIRST_S: Final = int(datetime(2026, 10, 14, 23, 59, 45, tzinfo=UTC).timestamp())
+_MIDNIGHT: Final = datetime(2026, 10, 15, tzinfo=UTC)
+_FIRST_S: Final = int(_MIDNIGHT.timestamp()) - 15
 _MONTH_END_S: Final = int(datetime(2026, 10, 31, 23, 59, 45, tzinfo=UTC).timestamp())
 _PER_S: Final = 10_000  # events in a second of their timestamps
 _LATE_S: Final = 30.0
@@ -82,6 +83,11 @@ def events(
             after_s = -draw.random() * days * 86_400 if days else position / _PER_S + draw.random() * _LATE_S
             sent.append(_event(draw, first_s, after_s))
             yield sent[-1]
+
+
+def moment(after_s: float) -> datetime:
+    """So long after the midnight that the events come over: what else happens then is of their month."""
+    return _MIDNIGHT + timedelta(seconds=after_s)
 
 
 def expected(sent: Sequence[Event]) -> Expected:

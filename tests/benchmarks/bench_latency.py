@@ -21,13 +21,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 from bench_doors import await_ready
-from bench_events import ACCOUNT, CATALOG, EVENT_NAME, Event, Expected, events, expected
+from bench_events import ACCOUNT, CATALOG, EVENT_NAME, Event, Expected, events, expected, moment
 from bench_place import ALL_CORES, COMPETITOR_CORES, OTHER_CORES, PEERS, BenchError, Place, Running
 
 from pipeline.event import id_hash, partition_of
@@ -46,6 +46,7 @@ _BACKLOG: Final = 400_000
 _BACKLOG_QUICK: Final = 60_000
 _SETTLE_S: Final = 180.0  # how long what is under way may take once the load has ended
 _REST_S: Final = 0.1
+_BEGAN_S: Final = time.monotonic()
 _MAX_S: Final = 600.0
 
 
@@ -86,7 +87,7 @@ class Probes:
     def since(self) -> datetime:
         """The earliest timestamp of a request that is not countable yet, answered or not."""
         waiting = [when for name, when in list(self.timestamps.items()) if name not in self.countable]
-        return min(waiting, default=datetime.now(UTC))
+        return min(waiting, default=_now())
 
     def events(self) -> int:
         """Events of all requests that were answered."""
@@ -256,7 +257,7 @@ class _Prober:
         for number in range(max(1, int(rate * seconds))):
             time.sleep(max(0.0, began + number / rate - time.perf_counter()))
             name = f"{self._level.name}-{size}-{number}"
-            self.probes.timestamps[name] = now = datetime.now(UTC)
+            self.probes.timestamps[name] = now = _now()
             body, kind = probe(name, size, now)
             try:
                 connection.request("POST", path, body, {**self._headers, "Content-Type": kind})
@@ -293,6 +294,11 @@ class _Prober:
                 if seen.get(name) == probes.sizes[name]:
                     probes.countable[name] = now
             time.sleep(_REST_S)
+
+
+def _now() -> datetime:
+    """When a probe happens: as live as the load, in its month, so that no block is of two. Goes on as the clock does."""
+    return moment(time.monotonic() - _BEGAN_S)
 
 
 def _anywhere(work: Callable[..., None], *arguments: Any) -> None:

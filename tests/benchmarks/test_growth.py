@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench_events import events, moment
 from bench_figures import growth_table, latency_table, verdicts
 from bench_growth import CASES, growth_figures, growth_medians
 from bench_latency import LIST, Probes, countable_figure, latency_figures, percentile, probe
@@ -137,6 +138,13 @@ def test_the_figure_of_latency_is_of_half_load_and_the_longer_kind() -> None:
     lines = latency_table({"rows": rows})
     assert any("| half | 10 | 0 | 0.10 | 0.40 | 0.20 | 0.70 | 0 | 1 | right |" in line for line in lines)
     assert lines[-1].endswith("| it ended |")
+
+
+def test_probes_happen_in_the_month_of_the_load() -> None:
+    """Otherwise every block would be of two months, with a part of facts for each."""
+    load = [json.loads(event.line)["timestamp"] for event in events(2_000, duplicates=0.0)]
+    assert {when[:7] for when in load} == {f"{moment(after_s):%Y-%m}" for after_s in (0.0, 3_600.0)}
+    assert min(load) < f"{moment(0.0):%Y-%m-%dT%H:%M:%S}" < max(load)
 
 
 @pytest.mark.parametrize("size", [1, LIST])
