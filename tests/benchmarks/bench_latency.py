@@ -297,7 +297,7 @@ class _Prober:
 
 
 def _now() -> datetime:
-    """When a probe happens: as live as the load, in its month, so that no block is of two. Goes on as the clock does."""
+    """When a probe happens: in the load's month, so that no block is of two. Goes on as the clock does."""
     return moment(time.monotonic() - _BEGAN_S)
 
 
