@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ import pytest
 from stack_program import make
 
 from pipeline.local.port import PortTakenError, choose
-from pipeline.local.stack import Ports, Stack, StackStatus, start_services
+from pipeline.local.stack import ALLOCATOR_OPTIONS, Ports, Services, Stack, StackStatus, engine_part, start_services
 from pipeline.local.stackfile import StackError
 
 PARTS = ["clickhouse", "kafka", "worker", "api"]
@@ -149,3 +150,16 @@ def test_too_little_disk_is_told_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="MiB are free on the disk"):
         stack.up()
     assert not stack.status().running
+
+
+def test_the_engine_keeps_free_memory_for_a_minute_unless_told_otherwise(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that reads its allocator's options by another name, or not at all, takes them from nobody."""
+    stats = httpx.post(services.clickhouse, content="SELECT stats FROM system.jemalloc_stats FORMAT RawBLOB").text
+    assert re.findall(r"opt\.(dirty_decay_ms|oversize_threshold): (\d+)", stats) == [
+        ("oversize_threshold", "0"),
+        ("dirty_decay_ms", "60000"),
+    ]
+    monkeypatch.setenv(ALLOCATOR_OPTIONS, "dirty_decay_ms:0")
+    assert engine_part(tmp_path, 1).env[ALLOCATOR_OPTIONS] == "dirty_decay_ms:0"
