@@ -3,12 +3,12 @@
 Probes go through `tally api`: single events and lists of 100, at an even pace. The load beside them goes straight to
 Kafka in records of one event, as a customer's own client sends them. Full load is what is counted a second of a load
 that comes as fast as the worker counted a backlog: taking the events in costs the broker's core too, so that is more
-than can be carried. Half of it is measured once it has lasted as long already, without a pause in between: in five idle
-seconds the engine gives its memory back, and its next inserts take up to three times as long. A probe is countable when
-a query of the facts, asked over and over with a rest of 0.1 s, has all of its events; the moment is when that answer
-has arrived, so every figure contains a query and that rest. The load shares the worker's core, which half of it leaves
-half idle; API, broker and engine share the others; who sends probes and looks for them runs where there is room. What
-the store holds in the end is checked.
+than can be carried. Half of it is measured once it has lasted as long already, without a pause in between: an idle
+engine gives its memory back, and its next inserts take up to three times as long. A probe is countable when a query of
+the facts, asked over and over with a rest of 0.1 s, has all of its events; the moment is when that answer has arrived,
+so every figure contains a query and that rest. The load shares the worker's core, which half of it leaves idle for a
+quarter; API, broker and engine share the others; who sends probes and looks for them runs where there is room. What the
+store holds in the end is checked.
 """
 
 import gc

@@ -70,7 +70,7 @@ class Timed:
 class Place:
     """Broker and engine, a context that ends both. `cores`: of both, and of this program, from the start: two threads
     of an engine that found a single core and is given a second one later take up to twice the processor time, but for
-    MALLOC_CONF=narenas:8 (README, "What limits it")."""
+    JE_MALLOC_CONF=narenas:8 (README, "What limits it")."""
 
     def __init__(self, folder: Path, cores: Collection[int] = OTHER_CORES) -> None:
         self.folder = folder
